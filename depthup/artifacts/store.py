@@ -1,0 +1,66 @@
+"""The store: one folder for each result, named by its fingerprint, so that going back to old settings costs nothing.
+
+Layout: ``store/<stage>/<first 12 of fingerprint>/`` holds the result and ``record.json``; ``store/<stage>/latest`` is
+a link to the result used last; ``store/tokens/`` keeps tokenized text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..files import partial_path, publishing
+from .fingerprint import Digests
+from .record import Record, read_record
+
+LATEST = "latest"
+
+
+class Store:
+    """Results below ``root``, which is made when the first one is written."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.digests = Digests(root / "digests.json")
+
+    def folder(self, stage: str, fingerprint: str) -> Path:
+        """Where the result with this fingerprint lies, or will."""
+        return self.root / stage / fingerprint[:12]
+
+    def find(self, stage: str, fingerprint: str) -> Record | None:
+        """The record of a whole result, or None."""
+        record = read_record(self.folder(stage, fingerprint))
+        return record if record is not None and record.fingerprint == fingerprint else None
+
+    def is_partial(self, stage: str, fingerprint: str) -> bool:
+        """Whether a stopped run left something for this result."""
+        return partial_path(self.folder(stage, fingerprint)).is_dir()
+
+    def newest(self, stage: str) -> Record | None:
+        """The record of the result of this stage that was made last, whatever its settings were."""
+        folders = [path for path in (self.root / stage).glob("*") if not path.is_symlink() and path.is_dir()]
+        for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+            if record := read_record(folder):
+                return record
+        return None
+
+    @contextlib.contextmanager
+    def making(self, stage: str, fingerprint: str, *, keep_partial: bool) -> Iterator[Path]:
+        """A partial folder that becomes the result when the block ends without an error."""
+        final = self.folder(stage, fingerprint)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with publishing(final, keep_partial=keep_partial) as partial:
+            yield partial
+
+    def point_to(self, stage: str, fingerprint: str) -> None:
+        """Let ``<stage>/latest`` lead to this result (left out where the system has no links)."""
+        link = self.root / stage / LATEST
+        if os.path.islink(link) and os.readlink(link) == fingerprint[:12]:
+            return
+        temporary = link.with_name(f".{LATEST}.tmp")
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(fingerprint[:12], target_is_directory=True)
+            os.replace(temporary, link)

@@ -1,0 +1,239 @@
+"""Read a Hugging Face safetensors folder as data: names, types, shapes and byte ranges. No tensor is opened.
+
+The format: https://huggingface.co/docs/safetensors (8 bytes of header length, a JSON header, then the bytes).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor on disk; its bytes are ``[begin, end)`` of the file ``shard`` in the checkpoint's folder."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shard: str
+    begin: int
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder: its raw ``config.json`` and every tensor by its name on disk, in the order of the files."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Number of stored elements (a tied head is stored once, so it counts once)."""
+        return sum(tensor.num_elements for tensor in self.tensors.values())
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors, headers not counted."""
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+
+def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
+    """Open a safetensors folder, sharded or not, and check that it is whole.
+
+    Raises:
+        CheckpointError: The folder, its config, its index or a shard is missing, truncated, corrupt, contradicts
+            another, names files outside the folder, or holds pickle weights.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    shards, weight_map = list_shards(folder)
+    for shard in shards:
+        found, shard_metadata = read_header(folder, shard)
+        metadata.update(shard_metadata)
+        for name, tensor in found.items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"tensor '{name}' stands in both {tensors[name].shard} and {shard} of {folder}",
+                    next_step="get the checkpoint again; left-over shards of an older save are a common cause",
+                )
+            if weight_map is not None and weight_map.get(name) != shard:
+                raise CheckpointError(
+                    f"tensor '{name}' stands in {shard}, but {INDEX_NAME} of {folder} says"
+                    f" {weight_map.get(name, 'nothing of it')}",
+                    next_step="get the index and the shards again, from one revision",
+                )
+            tensors[name] = tensor
+    if weight_map is not None and (absent := weight_map.keys() - tensors.keys()):
+        name = min(absent)
+        raise CheckpointError(
+            f"{INDEX_NAME} of {folder} names tensor '{name}', but {weight_map[name]} does not hold it"
+            f" ({len(absent)} such tensors)",
+            next_step="get the index and the shards again, from one revision",
+        )
+    return Checkpoint(folder, config, tensors, metadata)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The raw ``config.json`` of a folder.
+
+    Raises:
+        CheckpointError: No such folder or file, or it is no JSON object.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"there is no folder {folder}",
+            allowed="a folder with config.json and safetensors files",
+            next_step="a GGUF file becomes such a folder with `depthup import FILE FOLDER`",
+        )
+    return _read_json_object(folder / "config.json")
+
+
+def list_shards(folder: Path) -> tuple[list[str], dict[str, str] | None]:
+    """Names of the weight files of a folder, and the index's map from tensor to file (None without an index).
+
+    Raises:
+        CheckpointError: No safetensors weights, a missing shard, or an index that is malformed or leaves the folder.
+    """
+    if (folder / INDEX_NAME).is_file():
+        weight_map = _read_json_object(folder / INDEX_NAME).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise CheckpointError(
+                f"{folder / INDEX_NAME} has no 'weight_map' from tensor names to files",
+                next_step="get the index again",
+            )
+        for file in set(weight_map.values()):
+            if os.path.basename(file) != file or file in ("", ".", "..") or "\\" in file or "\0" in file:
+                raise CheckpointError(
+                    f"{folder / INDEX_NAME} names the file '{file}', which is not in its folder",
+                    allowed="plain file names",
+                    next_step="do not trust this checkpoint; get it from its author again",
+                )
+        shards = sorted(set(weight_map.values()))
+        if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+            raise CheckpointError(
+                f"{len(missing)} of {len(shards)} shards are missing in {folder}, the first is {missing[0]}",
+                next_step="download the missing files; nothing was written",
+            )
+        return shards, weight_map
+    if (folder / SINGLE_NAME).is_file():
+        return [SINGLE_NAME], None
+    files = sorted(path.name for path in folder.iterdir())
+    if pickles := [name for name in files if name.endswith(PICKLE_SUFFIXES)]:
+        raise CheckpointError(
+            f"{folder} holds pickle weights ({pickles[0]}), which can run code when they are read",
+            allowed="safetensors",
+            next_step=f"convert them with `depthup import {folder} NEW_FOLDER` (read with weights_only, no code is run)",
+        )
+    loose = [name for name in files if name.endswith(".safetensors")]
+    raise CheckpointError(
+        f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}" + (f", only {', '.join(loose[:3])}" if loose else ""),
+        next_step="download the index that belongs to the shards" if loose else "name a folder with safetensors weights",
+    )
+
+
+def read_header(folder: Path, shard: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of one safetensors file in the order of their bytes, and the file's own metadata.
+
+    Raises:
+        CheckpointError: The file is truncated or its header is malformed: byte ranges must fill the file without
+            gap or overlap, and agree with type and shape.
+    """
+    path = folder / shard
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(8)
+        num_header_bytes = int.from_bytes(start, "little")
+        if len(start) < 8 or num_header_bytes > min(MAX_HEADER_BYTES, size - 8):
+            raise _corrupt(path, f"its header should have {num_header_bytes} bytes, the file has {size}")
+        text = file.read(num_header_bytes)
+    try:
+        header = json.loads(text, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, f"its header is no JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise _corrupt(path, "its header is no JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _corrupt(path, "its __metadata__ is no map from text to text")
+    data_start = 8 + num_header_bytes
+    tensors = sorted((_tensor(path, shard, n, v, data_start) for n, v in header.items()), key=lambda t: (t.begin, t.end))
+    position = data_start
+    for tensor in tensors:
+        if tensor.begin != position:
+            raise _corrupt(path, f"'{tensor.name}' begins at byte {tensor.begin}, expected {position}")
+        position = tensor.end
+    if position != size:
+        what = "truncated" if position > size else "longer than its header says"
+        raise _corrupt(path, f"the header describes {position} bytes, the file has {size}: it is {what}")
+    return {tensor.name: tensor for tensor in tensors}, metadata
+
+
+def _tensor(path: Path, shard: str, name: str, entry: Any, data_start: int) -> Tensor:
+    match entry:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
+            pass
+        case _:
+            raise _corrupt(path, f"the entry of '{name}' is not dtype, shape, data_offsets")
+    if dtype not in DTYPE_BITS:
+        raise _corrupt(path, f"'{name}' has the unknown type '{dtype}'")
+    if not all(type(length) is int and 0 <= length < 1 << 48 for length in shape) or len(shape) > 64:
+        raise _corrupt(path, f"'{name}' has the shape {shape}"[:200])
+    if not 0 <= begin <= end or prod(shape) * DTYPE_BITS[dtype] != (end - begin) * 8:
+        raise _corrupt(path, f"'{name}' ({dtype} {shape}) cannot fill bytes {begin} to {end}"[:200])
+    return Tensor(name, dtype, tuple(shape), shard, data_start + begin, data_start + end)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key stands twice")
+    return result
+
+
+def _corrupt(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} is not a whole safetensors file: {why}", next_step="download this file again")
+
+
+def _read_json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no {path}", next_step="name a Hugging Face checkpoint folder") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no JSON: {error}", next_step="get this file again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is no JSON object", next_step="get this file again")
+    return value

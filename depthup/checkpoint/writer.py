@@ -1,0 +1,180 @@
+"""Write safetensors shards by copying byte ranges in the kernel: constant memory, any dtype, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from errno import EBADF, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, EXDEV
+from pathlib import Path
+
+from ..errors import CheckpointError
+from ..files import write_json
+from .reader import DTYPE_BITS, INDEX_NAME, SINGLE_NAME, Tensor
+
+_CHUNK_BYTES = 8 << 20
+_MAX_KERNEL_BYTES = 1 << 30  # one call to the kernel; keeps progress alive on slow disks
+_UNSUPPORTED = frozenset({EBADF, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, EXDEV})
+
+Progress = Callable[[int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One target tensor: its name, and the tensor on disk that it is a copy of."""
+
+    name: str
+    source: Tensor
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to write, its tensors in the order of their bytes."""
+
+    file: str
+    moves: tuple[Move, ...]
+
+    @property
+    def num_data_bytes(self) -> int:
+        return sum(move.source.num_bytes for move in self.moves)
+
+    def header(self) -> bytes:
+        """The safetensors header, padded so that the data begin at a multiple of 8 bytes."""
+        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        position = 0
+        for move in self.moves:
+            end = position + move.source.num_bytes
+            entries[move.name] = {
+                "dtype": move.source.dtype, "shape": move.source.shape, "data_offsets": (position, end)
+            }  # fmt: skip
+            position = end
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+
+def plan_shards(moves: Sequence[Move], max_shard_bytes: int) -> tuple[Shard, ...]:
+    """Cut the moves, in their order, into shards of at most ``max_shard_bytes`` (a larger tensor stands alone)."""
+    groups: list[list[Move]] = [[]]
+    filled = 0
+    for move in moves:
+        if groups[-1] and filled + move.source.num_bytes > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(move)
+        filled += move.source.num_bytes
+    if len(groups) == 1:
+        return (Shard(SINGLE_NAME, _aligned(groups[0])),)
+    names = (f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups)))
+    return tuple(Shard(name, _aligned(group)) for name, group in zip(names, groups, strict=True))
+
+
+def _aligned(moves: list[Move]) -> tuple[Move, ...]:
+    """Wide types first, so that each tensor begins at a multiple of its width; the order is kept within a width."""
+    return tuple(sorted(moves, key=lambda move: -DTYPE_BITS[move.source.dtype]))
+
+
+def write_shards(source: Path, shards: Sequence[Shard], folder: Path, progress: Progress | None = None) -> None:
+    """Write the shards, and the index if there are several, into an existing folder, and sync each file to the disk.
+
+    Args:
+        source: The checkpoint folder that the moves read from.
+        shards: What to write.
+        folder: Where to write; the caller publishes it when it is whole.
+        progress: Called with the number of bytes written since the last call.
+
+    Raises:
+        CheckpointError: A source file ended before its tensor did.
+    """
+    report = progress or (lambda num_bytes: None)
+    # Shard k is synced to the disk while shard k + 1 is copied.
+    with ExitStack() as files, ThreadPoolExecutor(1) as syncing:
+        inputs = {
+            name: files.enter_context(open(source / name, "rb", buffering=0)).fileno()
+            for name in sorted({move.source.shard for shard in shards for move in shard.moves})
+        }
+        pending = [syncing.submit(_sync, _write_shard(shard, inputs, folder, report)) for shard in shards]
+        for done in pending:
+            done.result()
+    if len(shards) > 1:
+        tensors = [move.source for shard in shards for move in shard.moves]
+        write_json(folder / INDEX_NAME, {
+            "metadata": {
+                "total_parameters": sum(tensor.num_elements for tensor in tensors),
+                "total_size": sum(tensor.num_bytes for tensor in tensors),
+            },
+            "weight_map": dict(sorted((move.name, shard.file) for shard in shards for move in shard.moves)),
+        })  # fmt: skip
+
+
+def _write_shard(shard: Shard, inputs: dict[str, int], folder: Path, report: Progress) -> Path:
+    path = folder / shard.file
+    with open(path, "wb", buffering=0) as output:
+        output.write(shard.header())
+        for name, begin, end in _runs(shard.moves):
+            copy_range(inputs[name], begin, end, output.fileno(), report, name)
+    return path
+
+
+def _runs(moves: Sequence[Move]) -> list[tuple[str, int, int]]:
+    """Byte ranges (source shard, begin, end), neighbours that lie side by side in the source joined to one."""
+    runs: list[tuple[str, int, int]] = []
+    for move in moves:
+        tensor = move.source
+        if runs and runs[-1][0] == tensor.shard and runs[-1][2] == tensor.begin:
+            runs[-1] = (tensor.shard, runs[-1][1], tensor.end)
+        else:
+            runs.append((tensor.shard, tensor.begin, tensor.end))
+    return runs
+
+
+def copy_range(source: int, begin: int, end: int, target: int, report: Progress, name: str) -> None:
+    """Append bytes ``[begin, end)`` of one file descriptor to another, by the fastest way the system has.
+
+    ``copy_file_range`` (shares blocks where the file system can), then ``sendfile``, then plain reads and writes.
+
+    Raises:
+        CheckpointError: The source ends before ``end``.
+    """
+    for way in (_copy_file_range, _sendfile, _read_write):
+        try:
+            while begin < end:
+                copied = way(source, begin, min(end - begin, _MAX_KERNEL_BYTES), target)
+                if copied == 0:
+                    raise CheckpointError(f"{name} ended {end - begin} bytes early: it changed while it was read")
+                begin += copied
+                report(copied)
+            return
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED or way is _read_write:
+                raise
+
+
+def _copy_file_range(source: int, begin: int, count: int, target: int) -> int:
+    try:
+        return os.copy_file_range(source, target, count, offset_src=begin)
+    except AttributeError:
+        raise OSError(ENOSYS, "no copy_file_range on this system") from None
+
+
+def _sendfile(source: int, begin: int, count: int, target: int) -> int:
+    try:
+        return os.sendfile(target, source, begin, count)
+    except AttributeError:
+        raise OSError(ENOSYS, "no sendfile on this system") from None
+
+
+def _read_write(source: int, begin: int, count: int, target: int) -> int:
+    os.lseek(source, begin, os.SEEK_SET)
+    return os.write(target, os.read(source, min(count, _CHUNK_BYTES)))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,348 @@
+"""The command line: each verb parses, calls one library function, and prints."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .errors import DepthupError
+
+_PLAN_EXAMPLES = """
+ways to say the plan (n base layers, m removed from each copy, s = 2 (n - m) target layers):
+  --remove 8            depth up-scaling with m = 8
+  --target-layers 48    depth up-scaling to s = 48
+  --layers 0-23,8-31    any stack: layers and inclusive runs, the first layer is 0
+  --preset solar        a published plan: {presets}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 `check` found something, 2 bad input, 130 stopped."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    # A polite kill unwinds like Ctrl-C, so that partial folders are cleared.
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        status: int = options.function(options) or 0
+        return status
+    except DepthupError as error:
+        print(f"depthup: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("depthup: stopped", file=sys.stderr)
+        return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line; ``docs/cli.md`` is generated from it."""
+    parser = argparse.ArgumentParser(
+        prog="depthup",
+        description="Make a trained language model deeper, train it on, measure it, and show the result.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="`depthup VERB --help` has examples. Bad input ends with status 2 and one message that says what to do.",
+    )
+    parser.add_argument("--version", action="version", version=f"depthup {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for add in (_add_upscale, _add_layers, _add_check, _add_import, _add_generate, _add_run, _add_status, _add_report):
+        add(verbs)
+    return parser
+
+
+def _verb(verbs: Any, name: str, function: Callable[..., int | None], summary: str, examples: str) -> Any:
+    parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=examples.strip("\n"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(function=function)
+    return parser
+
+
+# -- upscale, layers --------------------------------------------------------------------------------------------------
+
+
+def _add_plan_options(parser: Any) -> None:
+    from .presets import PRESETS
+
+    group = parser.add_argument_group("the plan, one of")
+    group.add_argument("--remove", type=int, metavar="M", help="layers removed from each copy")
+    group.add_argument("--target-layers", type=int, metavar="S", help="depth of the target")
+    group.add_argument("--layers", metavar="PLAN", help="the base layer of each target layer, as in 0-23,8-31")
+    group.add_argument("--preset", metavar="NAME", help="a published plan")
+    parser.epilog += _PLAN_EXAMPLES.format(presets=", ".join(PRESETS))
+
+
+def _plan_options(options: argparse.Namespace) -> dict[str, Any]:
+    return {key: getattr(options, key) for key in ("remove", "target_layers", "layers", "preset")}
+
+
+def _add_upscale(verbs: Any) -> None:
+    parser = _verb(verbs, "upscale", _upscale, "write a deeper checkpoint from a checkpoint and a plan", """
+examples:
+  depthup upscale mistral-7b solar-base --remove 8
+  depthup upscale mistral-7b deeper --layers 0-23,8-31 --dry-run
+  depthup upscale mistralai/Mistral-7B-v0.1 solar-base --preset solar
+""")  # fmt: skip
+    parser.add_argument("base", metavar="BASE", help="checkpoint folder, or a model on the hub as owner/name")
+    parser.add_argument("out", metavar="OUT", help="folder to make; it must not exist")
+    _add_plan_options(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
+    parser.add_argument("--stack", metavar="PREFIX", help="which layers, where a model has several stacks")
+    parser.add_argument("--max-shard-gb", type=float, default=5.0, metavar="GB", help="size of output files (5)")
+    parser.add_argument(
+        "--config-list", action="append", default=[], metavar="KEY=layers|keep",
+        help="whether a list in config.json that depthup does not know has one value for each layer",
+    )  # fmt: skip
+
+
+def _upscale(options: argparse.Namespace) -> None:
+    from .checkpoint.names import find_stack
+    from .checkpoint.reader import open_checkpoint
+    from .checkpoint.remote import local_folder
+    from .files import refuse_existing
+    from .growth.surgery import plan_surgery, publish_surgery
+    from .presets import make_plan
+
+    out = Path(options.out)
+    refuse_existing(out)
+    base = open_checkpoint(local_folder(options.base))
+    stack = find_stack(base.tensors, base.config, options.stack)
+    surgery = plan_surgery(
+        base,
+        make_plan(stack.num_layers, **_plan_options(options)),
+        stack=stack,
+        config_lists=_config_lists(options.config_list),
+        max_shard_bytes=int(options.max_shard_gb * 1e9),
+    )
+    print(surgery.describe())
+    if options.dry_run:
+        print(f"dry run: {out} was not written")
+        return
+    with _bytes_bar(surgery.num_bytes, "upscale") as advance:
+        publish_surgery(surgery, out, advance)
+    print(f"written: {out}")
+
+
+def _config_lists(pairs: Sequence[str]) -> dict[str, str]:
+    lists = dict(pair.partition("=")[::2] for pair in pairs)
+    for key, meaning in lists.items():
+        if meaning not in ("layers", "keep"):
+            raise DepthupError(f"--config-list {key}={meaning}", allowed=f"{key}=layers or {key}=keep")
+    return lists
+
+
+def _add_layers(verbs: Any) -> None:
+    parser = _verb(verbs, "layers", _layers, "show a plan: the map, the seam, parameters and bytes", """
+examples:
+  depthup layers --base-layers 32 --remove 8
+  depthup layers --shape mistral-7b --preset solar
+  depthup layers path/to/checkpoint --target-layers 44
+""")  # fmt: skip
+    from .costs import SHAPES
+
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="folder with config.json (weights or not)")
+    parser.add_argument("--base-layers", type=int, metavar="N", help="depth of the base, instead of a checkpoint")
+    parser.add_argument("--shape", metavar="NAME", help=f"a published shape: {', '.join(SHAPES)}")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    _add_plan_options(parser)
+
+
+def _layers(options: argparse.Namespace) -> None:
+    import json
+
+    from .costs import base_costs
+    from .presets import make_plan
+
+    costs = base_costs(options.checkpoint, options.base_layers, options.shape)
+    plan = make_plan(costs.num_layers, **_plan_options(options))
+    if options.json:
+        print(json.dumps(plan.to_json()))
+        return
+    print(plan.render())
+    print(costs.describe(plan))
+
+
+# -- check, import, generate ------------------------------------------------------------------------------------------
+
+
+def _add_check(verbs: Any) -> None:
+    parser = _verb(verbs, "check", _check, "tell whether a checkpoint is whole and consistent", """
+examples:
+  depthup check solar-base
+  depthup check solar-base --load
+exit status: 0 nothing found, 1 something found
+""")  # fmt: skip
+    parser.add_argument("folder", metavar="DIR", help="checkpoint folder")
+    parser.add_argument("--load", action="store_true", help="also load it with transformers, on the meta device")
+
+
+def _check(options: argparse.Namespace) -> int:
+    from .checkpoint.check import Finding, check_checkpoint
+
+    findings = check_checkpoint(options.folder)
+    if options.load and not findings:
+        from .models import prove_loading
+
+        report = prove_loading(options.folder)
+        remedy = "transformers would make up or drop this tensor: make the checkpoint again"
+        for kind in ("missing", "unexpected", "mismatched"):
+            findings += [Finding(f"{kind} on loading: {name}", remedy) for name in getattr(report, kind)]
+    for finding in findings:
+        print(finding)
+    if not findings:
+        print(f"{options.folder}: whole and consistent" + (", and it loads" if options.load else ""))
+    return 1 if findings else 0
+
+
+def _add_import(verbs: Any) -> None:
+    parser = _verb(verbs, "import", _import, "make a checkpoint folder of a GGUF file, or of pickle weights", """
+examples:
+  depthup import SmolLM2-135M-Instruct.Q4_1.gguf smollm2
+  depthup import model.gguf model --dtype bfloat16
+  depthup import old-checkpoint new-checkpoint     pytorch_model.bin -> safetensors, no code is run
+""")  # fmt: skip
+    parser.add_argument("source", metavar="SOURCE", help="GGUF file, or folder with pytorch_model*.bin")
+    parser.add_argument("out", metavar="OUT", help="folder to make; it must not exist")
+    parser.add_argument(
+        "--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto",
+        help="type of weights from GGUF; auto (default) is the narrowest that holds every value exactly",
+    )  # fmt: skip
+
+
+def _import(options: argparse.Namespace) -> None:
+    from .files import refuse_existing
+
+    refuse_existing(Path(options.out))
+    if Path(options.source).is_dir():
+        from .conversion.pickles import import_pickles
+
+        print(f"{import_pickles(options.source, options.out)} tensors written: {options.out}")
+    else:
+        from .conversion.gguf import import_gguf
+
+        print(f"written as {import_gguf(options.source, options.out, options.dtype)}: {options.out}")
+
+
+def _add_generate(verbs: Any) -> None:
+    parser = _verb(verbs, "generate", _generate, "continue a prompt, side by side over several checkpoints", """
+examples:
+  depthup generate solar-base --prompt "The capital of France is"
+  depthup generate base target trained --prompt "Explain list comprehensions." --chat
+""")  # fmt: skip
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="checkpoint folder, or a model on the hub")
+    parser.add_argument("--prompt", required=True, action="append", help="text to continue; may be given several times")
+    parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="length (64)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): likeliest token")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="share of probability to draw from (1)")
+    parser.add_argument("--seed", type=int, default=0, help="for --temperature above 0 (0)")
+    parser.add_argument("--device", default="cpu", help="where to compute (cpu)")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from .checkpoint.remote import local_folder
+    from .generation.backend import Sampling
+
+    folders = [local_folder(model) for model in options.models]
+    sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed)
+    from .generation.local import LocalBackend
+    from .models import load_model, load_tokenizer
+
+    for name, folder in zip(options.models, folders, strict=True):
+        backend = LocalBackend(load_model(folder, options.device), load_tokenizer(folder), options.chat)
+        for prompt, text in zip(options.prompt, backend.generate(options.prompt, sampling), strict=True):
+            print(f"── {name} ── {prompt}\n{text.strip()}\n", flush=True)
+
+
+# -- run, status, report ----------------------------------------------------------------------------------------------
+
+
+def _add_recipe_options(parser: Any) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="recipe.yaml, or the folder that it lies in")
+    parser.add_argument("--store", metavar="DIR", help="where results are kept (runs/NAME)")
+
+
+def _add_run(verbs: Any) -> None:
+    parser = _verb(verbs, "run", _run, "make every stage of a recipe that is not made yet", """
+examples:
+  depthup run recipes/quickstart
+  depthup run recipes/quickstart --store /data/runs/quickstart --device cuda
+Stopped with Ctrl-C, it goes on where it was when run again.
+""")  # fmt: skip
+    _add_recipe_options(parser)
+    parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1")
+    parser.add_argument("--dry-run", action="store_true", help="the same as `depthup status`")
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.dry_run:
+        _status(options)
+        return
+    from .pipeline import outcome, run
+
+    recipe, store = _open(options)
+    print(outcome(run(recipe, store, device=options.device, progress=sys.stderr.isatty())))
+
+
+def _add_status(verbs: Any) -> None:
+    parser = _verb(verbs, "status", _status, "tell what a run would do, and why", """
+examples:
+  depthup status recipes/quickstart
+states: cached (nothing to do), partial (a stopped run goes on), stale (made with other settings), missing
+""")  # fmt: skip
+    _add_recipe_options(parser)
+
+
+def _status(options: argparse.Namespace) -> None:
+    from .pipeline import survey
+
+    recipe, store = _open(options)
+    for name, node in survey(recipe, store).items():
+        note = f"  {node.reason}" if node.reason else f"  {node.folder}" if node.state == "cached" else ""
+        print(f"{name:<16}{node.stage.kind:<10}{node.state:<8}{note}")
+
+
+def _add_report(verbs: Any) -> None:
+    parser = _verb(verbs, "report", _report, "write the report page of a recipe whose stages are made", """
+examples:
+  depthup report recipes/quickstart
+""")  # fmt: skip
+    _add_recipe_options(parser)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from .errors import RecipeError
+    from .pipeline import outcome, run
+
+    recipe, store = _open(options)
+    pages = [name for name, stage in recipe.stages.items() if stage.kind == "report"]
+    if not pages:
+        raise RecipeError(f"the recipe {recipe.name} has no stage of kind report", next_step="add one as its last stage")
+    for page in pages:
+        nodes = run(recipe, store, only=page, tell=lambda line: None)
+    print(outcome(nodes))
+
+
+def _open(options: argparse.Namespace) -> tuple[Any, Any]:
+    from .artifacts.store import Store
+    from .recipe import load_recipe
+
+    recipe = load_recipe(options.recipe)
+    return recipe, Store(Path(options.store) if options.store else Path("runs") / recipe.name)
+
+
+@contextlib.contextmanager
+def _bytes_bar(total: int, label: str) -> Iterator[Callable[[int], object]]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
+        yield bar.update

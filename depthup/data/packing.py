@@ -1,0 +1,172 @@
+"""Packing: rows of a fixed length, each filled with several documents that do not see one another.
+
+Best-fit decreasing, as in "Fewer Truncations Improve Language Modeling" (Ding et al. 2024, arXiv:2404.10830): a
+document is cut only where it is longer than a row. Pieces of a cut document overlap by one token, so every token but
+each document's first is a target exactly once, however the rows are filled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from .tokens import TokenizedDocuments
+
+IGNORED = -100  # label of a position that has no target
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows for one forward pass, each array int64 [num_rows, row_tokens].
+
+    Attributes:
+        input_ids: Token ids; the end of a row may be padding.
+        labels: The token that follows, or ``IGNORED`` at the end of a piece and in padding.
+        position_ids: Position within the document's piece, so that it starts from 0 at each seam between documents
+            (models read the document mask from this); ``0 ... row_tokens - 1`` without document mask.
+    """
+
+    input_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def num_targets(self) -> int:
+        return int((self.labels != IGNORED).sum())
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """The rows ``[start, stop)``."""
+        return Batch(self.input_ids[start:stop], self.labels[start:stop], self.position_ids[start:stop])
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Documents packed into rows. Which rows a step sees is a pure function of (seed, step).
+
+    Attributes:
+        documents: The token ids.
+        pieces: int64 [num_pieces, 2], begin and end in ``documents.tokens``, ordered by row.
+        row_offsets: int64 [num_rows + 1]; row r holds ``pieces[row_offsets[r]:row_offsets[r + 1]]``.
+        row_tokens: Tokens in a row.
+        document_mask: Whether documents in a row are kept apart.
+    """
+
+    documents: TokenizedDocuments
+    pieces: NDArray[np.int64]
+    row_offsets: NDArray[np.int64]
+    row_tokens: int
+    document_mask: bool = True
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.row_offsets) - 1
+
+    @property
+    def num_targets(self) -> int:
+        """Targets in all rows: the tokens less one for each piece."""
+        return int((self.pieces[:, 1] - self.pieces[:, 0] - 1).sum())
+
+    def batch(self, rows: NDArray[np.int64]) -> Batch:
+        """The rows with these indices."""
+        shape = (len(rows), self.row_tokens)
+        input_ids = np.zeros(shape, np.int64)
+        labels = np.full(shape, IGNORED, np.int64)
+        position_ids = np.tile(np.arange(self.row_tokens), (len(rows), 1))
+        for place, row in enumerate(rows):
+            filled = 0
+            for begin, end in self.pieces[self.row_offsets[row] : self.row_offsets[row + 1]]:
+                stop = filled + int(end - begin)
+                ids = self.documents.tokens[begin:end]
+                input_ids[place, filled:stop] = ids
+                labels[place, filled : stop - 1] = ids[1:]
+                if self.document_mask:
+                    position_ids[place, filled:] = np.arange(self.row_tokens - filled)
+                filled = stop
+            if self.document_mask:
+                position_ids[place, filled:] = np.arange(self.row_tokens - filled)
+        return Batch(input_ids, labels, position_ids)
+
+    def batch_of_step(self, step: int, num_rows: int, seed: int) -> Batch:
+        """The rows of optimiser step ``step`` (from 0): each epoch is a new permutation of all rows."""
+        first = step * num_rows
+        indices = [self._row_at(position, seed) for position in range(first, first + num_rows)]
+        return self.batch(np.asarray(indices))
+
+    def in_order(self, num_rows: int) -> Iterator[Batch]:
+        """All rows once, in order, in batches of at most ``num_rows``: for evaluation."""
+        for start in range(0, self.num_rows, num_rows):
+            yield self.batch(np.arange(start, min(start + num_rows, self.num_rows)))
+
+    def _row_at(self, position: int, seed: int) -> int:
+        epoch, place = divmod(position, self.num_rows)
+        return int(_permutation(seed, epoch, self.num_rows)[place])
+
+
+@lru_cache(maxsize=2)  # a step lies in one epoch, or on the border of two
+def _permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(size)
+
+
+def pack(documents: TokenizedDocuments, row_tokens: int, document_mask: bool = True) -> PackedRows:
+    """Pack documents into rows of ``row_tokens`` by best fit, longest pieces first.
+
+    Raises:
+        DataError: A row is too short to hold a target, or no document has two tokens.
+    """
+    if row_tokens < 2:
+        raise DataError(f"row_tokens is {row_tokens}", allowed="at least 2: one token and the one that follows")
+    pieces = _cut(documents.offsets, row_tokens)
+    if len(pieces) == 0:
+        raise DataError("no document has two tokens, so there is nothing to predict", next_step="add longer text")
+    lengths = pieces[:, 1] - pieces[:, 0]
+    order = np.argsort(-lengths, kind="stable")
+    rows = _best_fit(lengths[order].tolist(), row_tokens)
+    by_row = np.argsort(rows, kind="stable")
+    counts = np.bincount(rows)
+    return PackedRows(
+        documents, pieces[order][by_row], np.concatenate([[0], np.cumsum(counts)]), row_tokens, document_mask
+    )
+
+
+def _cut(offsets: NDArray[np.int64], row_tokens: int) -> NDArray[np.int64]:
+    """Pieces of at most ``row_tokens`` tokens; neighbours of one document share one token; at least two tokens each."""
+    pieces: list[tuple[int, int]] = []
+    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        while end - begin >= 2:
+            stop = min(begin + row_tokens, end)
+            pieces.append((begin, stop))
+            begin = stop - 1 if stop < end else end
+    return np.asarray(pieces, dtype=np.int64).reshape(-1, 2)
+
+
+def _best_fit(lengths: list[int], row_tokens: int) -> NDArray[np.int64]:
+    """The row of each piece: the open row with the least room that still holds it, else a new row."""
+    open_rows: list[list[int]] = [[] for _ in range(row_tokens + 1)]  # by room left
+    rooms = 0  # bit r is set when a row with room r is open
+    result = np.empty(len(lengths), np.int64)
+    num_rows = 0
+    for index, length in enumerate(lengths):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = open_rows[room].pop()
+            if not open_rows[room]:
+                rooms &= ~(1 << room)
+        else:
+            room, row = row_tokens, num_rows
+            num_rows += 1
+        result[index] = row
+        left = room - length
+        if left >= 2:
+            open_rows[left].append(row)
+            rooms |= 1 << left
+    return result

@@ -1,0 +1,246 @@
+"""Surgery: base checkpoint + plan -> target checkpoint, as a list of byte copies and one edited config.
+
+Decide on names first, then stream bytes: :func:`plan_surgery` reads headers only and finds everything that can be
+wrong; :func:`write_surgery` copies. No torch, no model class, memory independent of the model's size.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from errno import ENOSPC
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..checkpoint.config import grow_config, is_described_by_layer
+from ..checkpoint.names import Stack, find_stack
+from ..checkpoint.reader import PICKLE_SUFFIXES, Checkpoint, open_checkpoint
+from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
+from ..errors import CheckpointError, OutputError, PlanError
+from ..files import publishing, refuse_existing, require_space, write_json
+from ..layers import LayerPlan
+
+MANIFEST_NAME = "depthup.json"
+DEFAULT_SHARD_BYTES = 5_000_000_000
+# Beside the weights, everything small goes along (tokenizer, chat template, generation config, licence, code), but not:
+_WEIGHT_SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".index.json")
+_LEFT_BEHIND = frozenset({
+    "config.json", "README.md", MANIFEST_NAME, "record.json", "metrics.jsonl",
+    "trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt",
+})  # fmt: skip
+_CARRIED_FOLDERS = ("additional_chat_templates",)
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """Everything that will be written, known before a weight is opened.
+
+    Attributes:
+        base: The base checkpoint.
+        stack: Its layers.
+        plan: The base layer of each target layer.
+        shards: The files to write, with every target tensor and its source.
+        config: The target's ``config.json``.
+        config_changes: What differs from the base's, one line each.
+    """
+
+    base: Checkpoint
+    stack: Stack
+    plan: LayerPlan
+    shards: tuple[Shard, ...]
+    config: Mapping[str, Any]
+    config_changes: tuple[str, ...]
+
+    @cached_property
+    def moves(self) -> tuple[Move, ...]:
+        """Every target tensor with its source, in the order of the files."""
+        return tuple(move for shard in self.shards for move in shard.moves)
+
+    @cached_property
+    def num_parameters(self) -> int:
+        return sum(move.source.num_elements for move in self.moves)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of all target tensors, headers not counted."""
+        return sum(shard.num_data_bytes for shard in self.shards)
+
+    def describe(self) -> str:
+        """The plan and what it costs, as text."""
+        base, millions = self.base, 1e-6
+        return "\n".join([
+            self.plan.render(),
+            f"parameters  {base.num_parameters * millions:,.1f} M -> {self.num_parameters * millions:,.1f} M",
+            f"bytes       {base.num_bytes:,} -> {self.num_bytes:,} in {len(self.shards)} file"
+            + "s" * (len(self.shards) > 1),
+            *(f"config      {change}" for change in self.config_changes),
+        ])  # fmt: skip
+
+
+def plan_surgery(
+    base: Checkpoint,
+    plan: LayerPlan,
+    *,
+    stack: Stack | None = None,
+    config_lists: Mapping[str, str] | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> Surgery:
+    """Decide on every tensor, file and config field of the target. Reads nothing, writes nothing.
+
+    Args:
+        base: An opened checkpoint.
+        plan: The plan, made for the depth of ``stack``.
+        stack: The layers to work on; found from the names by default.
+        config_lists: For lists in the config that depthup does not know: ``"layers"`` or ``"keep"``, by key.
+        max_shard_bytes: Size above which a new file begins.
+
+    Raises:
+        CheckpointError: The layers or the config cannot be carried over by index.
+        PlanError: The plan was made for another depth, or breaks a period that the config states.
+    """
+    stack = stack or find_stack(base.tensors, base.config)
+    if plan.num_base_layers != stack.num_layers:
+        raise PlanError(
+            f"the plan is for a base of {plan.num_base_layers} layers, {stack.prefix} has {stack.num_layers}",
+            next_step=f"make the plan for {stack.num_layers} layers",
+        )
+    edit = grow_config(base.config, stack, plan, config_lists)
+    before: list[Move] = []
+    after: list[Move] = []
+    layers: dict[int, list[tuple[str, Move]]] = defaultdict(list)
+    for tensor in base.tensors.values():
+        place = stack.split(tensor.name)
+        if place is None:
+            # Embeddings first, norm and head last: in the order of the base when it is one file, and of use.
+            (after if layers else before).append(Move(tensor.name, tensor))
+        else:
+            layers[place[0]].append((place[1], Move(tensor.name, tensor)))
+    _require_alike(base, stack, layers)
+    moves = [
+        *before,
+        *(
+            Move(stack.name(target, suffix), move.source)
+            for target, source in enumerate(plan.sources)
+            for suffix, move in layers[source]
+        ),
+        *after,
+    ]
+    return Surgery(base, stack, plan, plan_shards(moves, max_shard_bytes), edit.config, edit.changes)
+
+
+def write_surgery(surgery: Surgery, folder: Path, progress: Progress | None = None) -> None:
+    """Write the target into an existing folder, which the caller publishes.
+
+    Raises:
+        CheckpointError: The base changed while it was read.
+        OutputError: The disk is full.
+    """
+    base = surgery.base.folder
+    try:
+        for path in carried_files(base):
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name)
+            else:
+                shutil.copyfile(path, folder / path.name)
+        write_json(folder / "config.json", surgery.config)
+        write_shards(base, surgery.shards, folder, progress)
+        write_json(folder / MANIFEST_NAME, _manifest(surgery))
+    except OSError as error:
+        if error.errno == ENOSPC:
+            raise OutputError(f"the disk of {folder.parent} is full", next_step="free space and run it again") from error
+        raise
+
+
+def upscale(
+    base: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    plan: LayerPlan,
+    *,
+    config_lists: Mapping[str, str] | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    progress: Progress | None = None,
+) -> Surgery:
+    """Write the target of ``plan`` as a new checkpoint folder ``out``, which appears only when it is whole.
+
+    Args:
+        base: The base checkpoint folder.
+        out: The folder to make; it must not exist.
+        plan: For example ``LayerPlan.upscale(32, 8)``.
+        config_lists: See :func:`plan_surgery`.
+        max_shard_bytes: Size above which a new file begins.
+        progress: Called with the number of bytes written since the last call.
+
+    Raises:
+        CheckpointError: The base is not whole, or cannot be carried over by index.
+        PlanError: The plan does not fit the base.
+        OutputError: ``out`` exists or the disk is too small (checked before the first byte).
+    """
+    surgery = plan_surgery(
+        open_checkpoint(base), plan, config_lists=config_lists, max_shard_bytes=max_shard_bytes
+    )
+    publish_surgery(surgery, Path(out), progress)
+    return surgery
+
+
+def publish_surgery(surgery: Surgery, out: Path, progress: Progress | None = None) -> None:
+    """Write a planned surgery to the new folder ``out``: space is checked first, the folder appears last.
+
+    Raises:
+        CheckpointError: The base changed while it was read.
+        OutputError: ``out`` exists or the disk is too small.
+    """
+    refuse_existing(out)
+    carried = sum(path.stat().st_size for path in carried_files(surgery.base.folder))
+    headers = sum(len(shard.header()) for shard in surgery.shards)
+    require_space(out.parent, surgery.num_bytes + headers + carried)
+    with publishing(out) as partial:
+        write_surgery(surgery, partial, progress)
+
+
+def carried_files(base: Path) -> list[Path]:
+    """What goes along with the weights: all files but weights of any format, training state and the model card."""
+    return sorted(
+        path
+        for path in base.iterdir()
+        if not path.name.startswith(".")
+        and (
+            path.name in _CARRIED_FOLDERS
+            if path.is_dir()
+            else path.name not in _LEFT_BEHIND and not path.name.endswith(_WEIGHT_SUFFIXES)
+        )
+    )
+
+
+def _require_alike(base: Checkpoint, stack: Stack, layers: Mapping[int, list[tuple[str, Move]]]) -> None:
+    """Layers with unlike tensors may only change places if the config says for each layer of which kind it is."""
+    kinds: dict[frozenset[tuple[str, tuple[int, ...]]], int] = {}
+    for layer in range(stack.num_layers):
+        kinds.setdefault(frozenset((suffix, move.source.shape) for suffix, move in layers[layer]), layer)
+    if len(kinds) > 1 and not is_described_by_layer(base.config, stack):
+        first, other = list(kinds.values())[:2]
+        raise CheckpointError(
+            f"layers {first} and {other} of {stack.prefix} hold unlike tensors, and no list in the config says which"
+            " layer is of which kind, so a target with these layers in other places would not load",
+            next_step="run `depthup check` on the base; if it is whole, this architecture is not supported yet",
+        )
+
+
+def _manifest(surgery: Surgery) -> dict[str, Any]:
+    return {
+        "depthup": __version__,
+        "made_by": "depth up-scaling",
+        "plan": surgery.plan.to_json(),
+        "stack": surgery.stack.prefix,
+        "base": {
+            "name": surgery.base.folder.resolve().name,
+            "num_parameters": surgery.base.num_parameters,
+            "num_bytes": surgery.base.num_bytes,
+        },
+        "num_parameters": surgery.num_parameters,
+        "config_changes": list(surgery.config_changes),
+    }

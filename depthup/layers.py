@@ -1,0 +1,226 @@
+"""LayerPlan: which base layer each target layer starts from. Everything about surgery is read off this one object.
+
+Depth up-scaling (Kim et al. 2023, arXiv:2312.15166, section 2) copies a base of n layers, drops the last m of one
+copy and the first m of the other, and joins them: s = 2 (n - m) layers with one seam. A plan says that, and any other
+stack of whole layers, as one ordered list of base layers. Standard library only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from .errors import PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A run of consecutive base layers ``[start, stop)`` that begins at target layer ``target_start``."""
+
+    start: int
+    stop: int
+    target_start: int
+
+    @property
+    def num_layers(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Seam:
+    """Two neighbours in the target that are no neighbours in the base.
+
+    ``target_layer`` is the upper one's index; ``below`` and ``above`` are their base layers.
+    """
+
+    target_layer: int
+    below: int
+    above: int
+
+    @property
+    def layer_distance(self) -> int:
+        """Jump in base-layer index, 1 inside a slice (paper section 2); s - n - 1 for depth up-scaling."""
+        return abs(self.above - self.below)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """The base layer (``0 <= source < num_base_layers``) from which each target layer is copied, in order.
+
+    Raises:
+        PlanError: The plan is empty or names a layer that the base does not have.
+    """
+
+    num_base_layers: int
+    sources: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.num_base_layers < 1:
+            raise PlanError(f"a base of {self.num_base_layers} layers", allowed="at least 1 layer")
+        if not self.sources:
+            raise PlanError("the plan is empty", allowed="at least one layer, as in 0-23,8-31")
+        wrong = [source for source in self.sources if not 0 <= source < self.num_base_layers]
+        if wrong:
+            raise PlanError(
+                f"the plan names base layer {wrong[0]}, but the base has {self.num_base_layers} layers",
+                allowed=f"0 to {self.num_base_layers - 1} (the first layer is 0)",
+            )
+
+    # -- ways to make a plan ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def upscale(cls, num_base_layers: int, num_removed: int) -> LayerPlan:
+        """Depth up-scaling: layers ``[0, n - m)`` then ``[m, n)``, for ``0 <= m < n / 2``.
+
+        Raises:
+            PlanError: m is negative, or so large that depth would not grow.
+        """
+        n, m = num_base_layers, num_removed
+        if n < 1 or not 0 <= m < n / 2:
+            raise PlanError(
+                f"removing m = {m} layers from each copy of a base of n = {n} layers gives {2 * (n - m)} layers,"
+                " so depth would not grow" if m > 0 else f"cannot remove {m} layers from a base of {n} layers",
+                allowed=f"0 <= m < n/2, here 0 to {max((n - 1) // 2, 0)}",
+                next_step="n/4 is the published choice (SOLAR: 8 of 32)",
+            )
+        return cls(n, (*range(n - m), *range(m, n)))
+
+    @classmethod
+    def to_depth(cls, num_base_layers: int, num_target_layers: int) -> LayerPlan:
+        """Depth up-scaling to ``s`` layers: m = n - s / 2 (the paper chose s = 48 first, and m followed).
+
+        Raises:
+            PlanError: s is odd, not above n, or above 2 n.
+        """
+        n, s = num_base_layers, num_target_layers
+        if s % 2 or not n < s <= 2 * n:
+            low = n + 2 - n % 2
+            raise PlanError(
+                f"a base of {n} layers cannot be up-scaled to {s} layers",
+                allowed=f"an even number from {low} to {2 * n}, since s = 2 (n - m)",
+                next_step="name the layers yourself for any other depth, as in --layers 0-23,8-31",
+            )
+        return cls.upscale(n, n - s // 2)
+
+    @classmethod
+    def parse(cls, text: str, num_base_layers: int) -> LayerPlan:
+        """Read the one-line grammar: comma-separated layers and inclusive runs, as in ``0-23,8-31`` or ``0-9,9,10``.
+
+        Raises:
+            PlanError: A part is not of that form, or names a layer that is not there.
+        """
+        sources: list[int] = []
+        for part in text.split(","):
+            match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", part)
+            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if first > last:
+                raise PlanError(
+                    f"'{part.strip()}' in '{text}' is no layer and no run of layers",
+                    allowed="numbers and rising runs with commas between, first layer 0, as in 0-23,8-31",
+                )
+            if last >= num_base_layers:
+                raise PlanError(
+                    f"'{part.strip()}' names base layer {last}, but the base has {num_base_layers} layers",
+                    allowed=f"0 to {num_base_layers - 1} (the first layer is 0)",
+                )
+            sources.extend(range(first, last + 1))
+        return cls(num_base_layers, tuple(sources))
+
+    @classmethod
+    def from_json(cls, value: Any) -> LayerPlan:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            PlanError: The value is of another form.
+        """
+        match value:
+            case {"num_base_layers": int(n), "layers": str(text), **rest} if not rest:
+                return cls.parse(text, n)
+        raise PlanError(
+            f"this is no layer plan: {str(value)[:80]}", allowed='{"num_base_layers": 32, "layers": "0-23,8-31"}'
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value that :meth:`from_json` reads back to an equal plan."""
+        return {"num_base_layers": self.num_base_layers, "layers": self.text}
+
+    # -- what a plan says ------------------------------------------------------------------------------------------
+
+    @property
+    def num_target_layers(self) -> int:
+        return len(self.sources)
+
+    @property
+    def text(self) -> str:
+        """The plan in the one-line grammar, each slice as one run."""
+        return ",".join(f"{s.start}-{s.stop - 1}" if s.num_layers > 1 else str(s.start) for s in self.slices)
+
+    @cached_property
+    def slices(self) -> tuple[Slice, ...]:
+        """The plan as runs of consecutive base layers, in target order."""
+        slices: list[Slice] = []
+        for target, source in enumerate(self.sources):
+            if slices and slices[-1].stop == source:
+                slices[-1] = Slice(slices[-1].start, source + 1, slices[-1].target_start)
+            else:
+                slices.append(Slice(source, source + 1, target))
+        return tuple(slices)
+
+    @property
+    def seams(self) -> tuple[Seam, ...]:
+        """Where one slice meets the next."""
+        pairs = zip(self.slices, self.slices[1:], strict=False)
+        return tuple(Seam(upper.target_start, lower.stop - 1, upper.start) for lower, upper in pairs)
+
+    @property
+    def duplicated(self) -> tuple[int, ...]:
+        """Base layers that stand more than once in the target; n - 2m of them for depth up-scaling."""
+        counts = Counter(self.sources)
+        return tuple(layer for layer in range(self.num_base_layers) if counts[layer] > 1)
+
+    @property
+    def unused(self) -> tuple[int, ...]:
+        """Base layers that do not stand in the target."""
+        return tuple(sorted(set(range(self.num_base_layers)) - set(self.sources)))
+
+    def targets_of(self, source: int) -> tuple[int, ...]:
+        """The target layers that start from base layer ``source``."""
+        return tuple(target for target, other in enumerate(self.sources) if other == source)
+
+    def reindex(self, per_layer: Iterable[Any]) -> list[Any]:
+        """Carry a list with one value for each base layer over to the target layers."""
+        values = list(per_layer)
+        if len(values) != self.num_base_layers:
+            raise PlanError(f"{len(values)} values for {self.num_base_layers} base layers", allowed="one value a layer")
+        return [values[source] for source in self.sources]
+
+    def count(self, per_layer: Iterable[int], outside: int = 0) -> int:
+        """Parameters (or bytes) of the target, from those of each base layer and of everything outside the layers."""
+        return sum(self.reindex(per_layer)) + outside
+
+    def render(self, width: int = 64) -> str:
+        """The plan as text: a head line, then each slice as a bar under the base it was cut from, seams between."""
+        n, s = self.num_base_layers, self.num_target_layers
+        scale = min(1.0, width / n)
+        digits = len(str(max(n, s) - 1))
+
+        def bar(start: int, stop: int) -> str:
+            left, right = round(start * scale), max(round(stop * scale), round(start * scale) + 1)
+            return " " * left + "━" * (right - left)
+
+        label = 2 * digits + len("target  -  ")
+        lines = [f"{n} -> {s} layers", f"{'base':<{label}}{bar(0, n)}  0-{n - 1}"]
+        seams = (None, *self.seams)
+        for seam, part in zip(seams, self.slices, strict=True):
+            if seam is not None:
+                lines.append(f"{'seam':<{label}}{seam.below}|{seam.above}, layer distance {seam.layer_distance}")
+            stop = part.target_start + part.num_layers
+            name = f"target {part.target_start:>{digits}}-{stop - 1:<{digits}}"
+            lines.append(f"{name:<{label}}{bar(part.start, part.stop)}  {part.start}-{part.stop - 1}")
+        lines.append(f"{len(self.seams)} seam{'s' * (len(self.seams) != 1)}, {len(self.duplicated)} base layers stand"
+                     f" more than once, {len(self.unused)} not at all")
+        return "\n".join(lines)

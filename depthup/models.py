@@ -1,0 +1,180 @@
+"""The one door to transformers: load a checkpoint folder as a model or a tokenizer, prove that it loads, export it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .checkpoint.reader import read_config
+from .errors import CheckpointError
+from .files import write_json
+
+Model = transformers.PreTrainedModel
+Tokenizer = transformers.PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What transformers says of a folder's tensors; all empty when each finds its place."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+
+    @property
+    def whole(self) -> bool:
+        return not (self.missing or self.unexpected or self.mismatched)
+
+
+def prove_loading(folder: str | os.PathLike[str]) -> LoadReport:
+    """Load a folder with its own model class on the meta device, where no tensor takes memory.
+
+    Raises:
+        CheckpointError: transformers refuses the config, or has no such class.
+    """
+    folder = Path(folder)
+    model_class = _model_class(read_config(folder), folder)
+    with quiet_transformers():
+        try:
+            _, info = model_class.from_pretrained(
+                folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        except Exception as error:  # transformers raises many kinds; each means that the folder does not load
+            raise CheckpointError(
+                f"transformers {transformers.__version__} does not load {folder}: {error}",
+                next_step="run `depthup check` without --load for what names and config show",
+            ) from error
+    return LoadReport(*(tuple(sorted(str(key) for key in info[f"{kind}_keys"]))
+                        for kind in ("missing", "unexpected", "mismatched")))  # fmt: skip
+
+
+def load_model(folder: str | os.PathLike[str], device: str = "cpu", dtype: str = "float32") -> Model:
+    """A causal language model from a checkpoint folder, in evaluation mode.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected or mis-shaped: a random layer is never trained on by mistake.
+    """
+    with quiet_transformers():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[dtype], output_loading_info=True, device_map=None
+        )
+    report = LoadReport(*(tuple(sorted(map(str, info[f"{kind}_keys"])))
+                          for kind in ("missing", "unexpected", "mismatched")))  # fmt: skip
+    if not report.whole:
+        raise CheckpointError(
+            f"{folder} does not load whole: missing {list(report.missing)[:3]}, unexpected"
+            f" {list(report.unexpected)[:3]}, mis-shaped {list(report.mismatched)[:3]}",
+            next_step="run `depthup check --load` on it",
+        )
+    return model.to(device).eval()
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        CheckpointError: The folder has none.
+    """
+    with quiet_transformers():
+        try:
+            return AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder} has no tokenizer that transformers reads: {str(error).splitlines()[0]}",
+                next_step="copy the base's tokenizer files into the folder",
+            ) from error
+
+
+def read_gguf(file: Path) -> tuple[Model, Tokenizer]:
+    """The model of a GGUF file, de-quantised to float32, and its tokenizer.
+
+    Raises:
+        CheckpointError: The package gguf is missing, or transformers does not know the file's architecture.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise CheckpointError("reading GGUF files needs the package gguf", next_step="pip install 'depthup[gguf]'")
+    place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    with quiet_transformers():
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(**place)
+        except Exception as error:  # transformers raises many kinds; each means that this file is not read
+            raise CheckpointError(
+                f"transformers {transformers.__version__} does not read {file}: {error}",
+                next_step="get the model's safetensors folder instead, where there is one",
+            ) from error
+    # The loaded model counts as quantised and would refuse to be saved; a plain one takes over its weights.
+    config = copy.deepcopy(loaded.config)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    return model, tokenizer
+
+
+def export_model(model: Model, like: Path, folder: Path) -> None:
+    """Write a model's weights into ``folder`` in the types, and with the raw config, of the checkpoint ``like``.
+
+    Tokenizer and other files are the caller's; ``config.json`` stays byte for byte what it was before training.
+    """
+    config = read_config(like)
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    model.to(DTYPES.get(dtype, torch.float32))
+    with quiet_transformers():
+        model.save_pretrained(folder)
+    write_json(folder / "config.json", config)
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """The token that ends a document.
+
+    Raises:
+        CheckpointError: The tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(
+            "the tokenizer has no end-of-sequence token, so documents could not be told apart",
+            next_step="set eos_token in tokenizer_config.json",
+        )
+    return int(tokenizer.eos_token_id)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and notes off the terminal; errors are raised all the same."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _model_class(config: dict[str, Any], folder: Path) -> Any:
+    names = config.get("architectures") or []
+    if not names:
+        return AutoModelForCausalLM
+    if not hasattr(transformers, names[0]):
+        raise CheckpointError(
+            f"transformers {transformers.__version__} has no class {names[0]}, which {folder / 'config.json'} names",
+            next_step="install a transformers that knows it; code that comes with a checkpoint is not run",
+        )
+    return getattr(transformers, names[0])

@@ -1,0 +1,202 @@
+"""The walk through a recipe: each stage is found in the store, or made and put there. ``survey`` is the same walk
+without the run."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from . import __version__
+from .artifacts.fingerprint import fingerprint, first_difference
+from .artifacts.record import Record
+from .artifacts.store import Store
+from .checkpoint.remote import local_folder
+from .errors import RecipeError, nearest
+from .recipe import Recipe, ReportStage, Stage
+from .stages import KINDS, Job, identity
+
+State = Literal["cached", "stale", "missing", "partial"]
+_TOOLS = ("torch", "transformers", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage as it stands in the store.
+
+    Attributes:
+        name: Of the stage.
+        stage: Its settings.
+        identity: What its result depends on.
+        fingerprint: Digest of that.
+        state: ``cached`` (nothing to do), ``partial`` (a stopped run goes on), ``stale`` (only results of other
+            settings are there), ``missing``.
+        reason: For stale stages, the first setting that differs.
+        folder: Where the result lies, or will.
+        record: The result's record, when cached.
+    """
+
+    name: str
+    stage: Stage
+    identity: dict[str, Any]
+    fingerprint: str
+    state: State
+    reason: str
+    folder: Path
+    record: Record | None
+
+
+def survey(recipe: Recipe, store: Store, *, download: bool = False) -> dict[str, Node]:
+    """The state of every stage, by name, in order. Writes nothing.
+
+    Args:
+        recipe: What should be made.
+        store: What has been made.
+        download: Whether to fetch hub models that are named and not here yet.
+
+    Raises:
+        CheckpointError: A file or folder that the recipe names is not there.
+    """
+    nodes: dict[str, Node] = {}
+    for name, stage in recipe.stages.items():
+        inputs = {
+            source: nodes[source].fingerprint
+            if source in nodes
+            else store.digests.of(local_folder(source, download=download))
+            for source in stage.inputs()
+        }
+        what = identity(stage, recipe, inputs, store.digests)
+        digest = fingerprint(what)
+        record = store.find(name, digest)
+        state: State = "cached" if record else "partial" if store.is_partial(name, digest) else "missing"
+        reason = ""
+        if state == "missing" and (other := store.newest(name)):
+            state, reason = "stale", _why(other, what, stage, nodes)
+        nodes[name] = Node(name, stage, what, digest, state, reason, store.folder(name, digest), record)
+    return nodes
+
+
+def _why(other: Record, what: dict[str, Any], stage: Stage, nodes: dict[str, Node]) -> str:
+    for key in stage.INPUTS:
+        value = getattr(stage, key)
+        for source in [value] if isinstance(value, str) else value:
+            if source in nodes and other.inputs.get(source) not in (None, nodes[source].fingerprint):
+                return f"its input {source} changed"
+    return first_difference(other.identity, what) or "unknown"
+
+
+def run(
+    recipe: Recipe,
+    store: Store,
+    *,
+    only: str | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    tell: Callable[[str], object] = print,
+) -> dict[str, Node]:
+    """Make every stage that is not cached, in order; what was stopped goes on.
+
+    Args:
+        recipe: What to make.
+        store: Where results are found and put.
+        only: Make no more than this stage; what it comes from must be cached.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``.
+        progress: Whether to show bars.
+        tell: Receives a line for each stage.
+
+    Returns:
+        All stages as they stand now.
+
+    Raises:
+        DepthupError: A stage failed; the ones before it are kept.
+        KeyboardInterrupt: The run was stopped; a later one goes on.
+    """
+    if only is not None and only not in recipe.stages:
+        raise RecipeError(f"no stage is called '{only}'{nearest(only, recipe.stages)}", allowed=", ".join(recipe.stages))
+    nodes = survey(recipe, store, download=True)
+    total = len(nodes)
+    for number, name in enumerate(nodes, 1):
+        node = nodes[name]
+        head = f"[{number}/{total}] {name:<14} {node.stage.kind:<9}"
+        if node.record is None and only not in (None, name):
+            continue
+        if node.record is None:
+            note = {"stale": f" ({node.reason})", "partial": " (goes on)"}.get(node.state, "")
+            tell(f"{head} running{note}")
+            node = _make(node, nodes, recipe, store, _device(device), progress)
+            nodes[name] = node
+            assert node.record is not None
+            tell(f"{head} done in {_duration(node.record.circumstance['seconds'])}: {node.folder}")
+        else:
+            tell(f"{head} cached: {node.folder}")
+        store.point_to(name, node.fingerprint)
+    return nodes
+
+
+def _make(
+    node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, device: str, progress: bool
+) -> Node:
+    folders = {
+        source: nodes[source].folder if source in nodes else local_folder(source) for source in node.stage.inputs()
+    }
+    records = {name: other.record for name, other in nodes.items() if other.record is not None}
+    for source in node.stage.inputs():
+        if source in nodes and source not in records:
+            raise RecipeError(f"stage '{node.name}' needs '{source}', which is {nodes[source].state}",
+                              next_step="run the whole recipe with `depthup run`")  # fmt: skip
+    job = Job(node.name, node.stage, recipe, folders, records, store, device, progress)
+    kind = KINDS[node.stage.kind]
+    with store.making(node.name, node.fingerprint, keep_partial=kind.resumable) as folder:
+        started = time.perf_counter()
+        results = kind.run(job, folder)
+        record = Record(
+            stage=node.name,
+            kind=node.stage.kind,
+            fingerprint=node.fingerprint,
+            identity=node.identity,
+            inputs={source: nodes[source].fingerprint for source in node.stage.inputs() if source in nodes},
+            results=results,
+            circumstance={"seconds": round(time.perf_counter() - started, 2), "device": device, **_versions()},
+        )
+        record.write(folder)
+    return Node(node.name, node.stage, node.identity, node.fingerprint, "cached", "", node.folder, record)
+
+
+def _device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _versions() -> dict[str, str]:
+    found = {"depthup": __version__, "python": platform.python_version()}
+    for tool in _TOOLS:
+        try:
+            found[tool] = version(tool)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02} s"
+
+
+def outcome(nodes: dict[str, Node]) -> str:
+    """What a finished run ends with: the table of each report stage and the path of its page."""
+    from .report.collect import collect_rows
+    from .report.tables import model_table
+
+    records = {name: node.record for name, node in nodes.items() if node.record is not None}
+    lines: list[str] = []
+    for name, node in nodes.items():
+        if isinstance(node.stage, ReportStage) and name in records:
+            page = node.folder / str(records[name].results["page"])
+            lines += ["", model_table(collect_rows(node.stage.evaluations, records)), "", f"report: {page}"]
+    return "\n".join(lines)

@@ -1,0 +1,137 @@
+"""From the records of a run to the values that the page shows. Computes nothing, loads no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..artifacts.fingerprint import flatten
+from ..artifacts.record import Record
+from ..layers import LayerPlan
+from .page import Curve, Generation, ModelRow, Report, StageCard
+
+_DESCRIPTIONS = {"import": "as published", "upscale": "up-scaled, not trained", "pretrain": "after continued pretraining"}
+
+
+def collect_rows(evaluations: Sequence[str], records: Mapping[str, Record]) -> tuple[ModelRow, ...]:
+    """A row of the main table for each evaluate stage.
+
+    Args:
+        evaluations: Names of evaluate stages.
+        records: Records of those stages and of all that they come from, by name.
+    """
+    return tuple(_row(records[name], records) for name in evaluations)
+
+
+def collect_report(
+    title: str,
+    summary: str,
+    notes: Sequence[str],
+    evaluations: Sequence[str],
+    records: Mapping[str, Record],
+    folder_of: Callable[[str, str], Path],
+) -> Report:
+    """Everything that :func:`depthup.report.page.render_page` shows.
+
+    Args:
+        title: Heading.
+        summary: One sentence.
+        notes: What the result shows, and what it does not.
+        evaluations: Names of evaluate stages, one a row.
+        records: Records of those stages and of all that they come from, by name.
+        folder_of: Folder of a result, from stage name and fingerprint.
+    """
+    lineage = _lineage(evaluations, records)
+    rows = collect_rows(evaluations, records)
+    plans = [record.results["plan"] for record in lineage if record.kind == "upscale"]
+    return Report(
+        title=title,
+        summary=summary,
+        notes=tuple(notes),
+        plan=LayerPlan.from_json(plans[0]) if plans else None,
+        rows=rows,
+        reference_losses=tuple((_reference_name(row), row.loss) for row in rows if row.tokens_seen == 0),
+        curves=tuple(
+            _curve(record.stage, folder_of(record.stage, record.fingerprint) / "metrics.jsonl")
+            for record in lineage
+            if record.kind == "pretrain"
+        ),
+        generations=_generations([records[name] for name in evaluations]),
+        stages=tuple(_card(record) for record in lineage),
+        environment=_environment(lineage),
+    )
+
+
+def _lineage(names: Sequence[str], records: Mapping[str, Record]) -> list[Record]:
+    """The records of ``names`` and of all that they come from, in the order of the recipe."""
+    wanted = set(names)
+    for name in reversed(records):
+        if name in wanted:
+            wanted |= records[name].inputs.keys()
+    return [record for name, record in records.items() if name in wanted]
+
+
+def _row(evaluation: Record, records: Mapping[str, Record]) -> ModelRow:
+    results = evaluation.results
+    model = records.get(results["model"])
+    return ModelRow(
+        name=results["model"],
+        description=_DESCRIPTIONS.get(model.kind, "") if model else "as it came",
+        num_layers=results["num_layers"],
+        num_parameters=results["num_parameters"],
+        tokens_seen=_tokens_seen(results["model"], records),
+        loss=results["loss"],
+        num_held_out_tokens=results["num_tokens"],
+    )
+
+
+def _tokens_seen(name: str, records: Mapping[str, Record]) -> int:
+    """Training tokens since the base: those of the stage, and of all that it comes from."""
+    record = records.get(name)
+    if record is None:
+        return 0
+    own: int = record.results.get("num_tokens_seen", 0)
+    return own + sum(_tokens_seen(source, records) for source in record.inputs)
+
+
+def _reference_name(row: ModelRow) -> str:
+    return f"{row.name}, {row.description}" if row.description else row.name
+
+
+def _curve(name: str, metrics: Path) -> Curve:
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+
+    def points(key: str) -> tuple[tuple[int, float], ...]:
+        return tuple((line["tokens_seen"], line[key]) for line in lines if key in line)
+
+    return Curve(name, points("loss"), points("held_out_loss"), points("learning_rate"))
+
+
+def _generations(evaluations: Sequence[Record]) -> tuple[Generation, ...]:
+    by_prompt: dict[str, list[tuple[str, str]]] = {}
+    for record in evaluations:
+        for generation in record.results["generations"]:
+            by_prompt.setdefault(generation["prompt"], []).append((record.results["model"], generation["text"]))
+    return tuple(Generation(prompt, tuple(texts)) for prompt, texts in by_prompt.items())
+
+
+def _card(record: Record) -> StageCard:
+    return StageCard(
+        name=record.stage,
+        kind=record.kind,
+        fingerprint=record.fingerprint,
+        seconds=record.circumstance["seconds"],
+        inputs=tuple(record.inputs),
+        settings=tuple((key, _text(value)) for key, value in flatten(record.identity) if key != "kind"),
+    )
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _environment(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
+    last = records[-1].circumstance if records else {}
+    return tuple((key, str(value)) for key, value in last.items() if key != "seconds")

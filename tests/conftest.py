@@ -1,0 +1,43 @@
+"""What every test may use. No test reaches the network; those that need the large shared data skip without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``base("llama", num_layers=7, ...)``: a tiny checkpoint, made once a session. Tests read it and leave it alone."""
+    import pico
+
+    root, made = tmp_path_factory.mktemp("bases"), {}
+
+    def build(family: str = "llama", **options: object) -> Path:
+        key = (family, repr(sorted(options.items())))
+        if key not in made:
+            made[key] = pico.checkpoint(root / f"{family}-{len(made)}", family, **options)
+        return made[key]
+
+    return build
+
+
+@pytest.fixture
+def shared_data() -> Callable[[str], Path]:
+    """``shared_data("gsm8k")``: a path in the project's shared data; the test skips where it is not."""
+
+    def find(name: str) -> Path:
+        path = SHARED_DATA / name
+        if not path.exists():
+            pytest.skip(f"the shared data has no {name} here")
+        return path
+
+    return find
