@@ -1,4 +1,4 @@
-"""Promise of speed: surgery runs at the speed of a plain file copy, in the memory of a bare interpreter.
+"""Promise of speed: surgery runs at the speed of a plain file copy, in memory that no model size changes.
 
 Measures `depthup upscale` between two peers in one run: a plain copy of as many bytes as the target has (the floor)
 and mergekit's passthrough with its defaults. Standard library only; Linux only.
@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -27,14 +27,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MERGEKIT = "0.1.5"
 TORCH = "2.13.0"
 NUM_BASE_LAYERS, NUM_REMOVED = 32, 8
-NUM_BASE_SHARDS = 4
-VOCABULARY = 32_000
-HEAD_SIZE = 64
+NUM_BASE_SHARDS, VOCABULARY, HEAD_SIZE = 4, 32_000, 64
 TARGET_GIGABYTES = 4  # the design's targets are stated for bases of this size and more
 
 EXAMPLES = """examples:
   python benchmarks/surgery.py --gigabytes 0.2 --without-mergekit     a first look, seconds
-  python benchmarks/surgery.py --json docs/results/surgery.json       the published figures (4 GB, 3 rounds)
+  python benchmarks/surgery.py --json docs/results/surgery.json       the published figures: 4 GB, 3 rounds
   python benchmarks/surgery.py --gigabytes 14.5 --dir /mnt/fast       the shape of Mistral 7B, on a disk of your choice
 """
 
@@ -90,8 +88,7 @@ class Shape:
     def of_size(cls, gigabytes: float) -> Shape:
         """The shape, near Mistral 7B's proportions, whose tensors take about ``gigabytes`` (10^9 bytes) in bf16."""
         wanted = gigabytes * 1e9 / 2
-        # Mistral's proportions: 2.5 h^2 for attention and 3 * 3.5 h^2 for the MLP per layer, 2 * vocabulary * h outside.
-        per_square = 13 * NUM_BASE_LAYERS
+        per_square = 13 * NUM_BASE_LAYERS  # 2.5 h^2 for attention, 3 * 3.5 h^2 for the MLP; outside 2 * vocabulary * h
         exact = (math.sqrt(VOCABULARY**2 + per_square * wanted) - VOCABULARY) / per_square
         hidden = max(256, round(exact / 256) * 256)
         left = wanted - cls(hidden, 0).num_parameters
@@ -151,11 +148,10 @@ def _write_safetensors(path: Path, tensors: Sequence[tuple[str, tuple[int, ...]]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors:
-        begin, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": (begin, end)}
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": (end, end := end + 2 * math.prod(shape))}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for begin in range(0, end, 1 << 20):
             file.write(source.randbytes(min(1 << 20, end - begin)))
@@ -165,12 +161,11 @@ def tensor_hashes(folder: Path) -> dict[str, str]:
     """``dtype shape sha256`` of every tensor in a folder, by name, read without depthup."""
     hashes: dict[str, str] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             start = file.tell()
+            header.pop("__metadata__", None)
             for name, entry in header.items():
-                if name == "__metadata__":
-                    continue
                 begin, end = entry["data_offsets"]
                 digest = hashlib.sha256()
                 file.seek(start + begin)
@@ -198,20 +193,24 @@ def measure(command: Sequence[str], log: Path) -> Run:
     Raises:
         SystemExit: The command failed; the end of its output is shown.
     """
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
     launcher = [sys.executable, "-I", "-S", "-c", MEASURE, str(log)]
-    printed = subprocess.run([*launcher, *command], env=environment, check=True, capture_output=True, text=True).stdout
-    seconds, kibibytes, cpu_seconds, status = printed.split()
+    seconds, kibibytes, cpu_seconds, status = output_of([*launcher, *command]).split()
     if int(status):
         raise SystemExit(f"{' '.join(command)[:300]} failed ({status}):\n{log.read_text(errors='replace')[-3000:]}")
-    return Run(float(seconds), int(kibibytes) * 1024, float(cpu_seconds))
+    return Run(round(float(seconds), 4), int(kibibytes) * 1024, round(float(cpu_seconds), 4))
+
+
+def output_of(command: Sequence[str]) -> str:
+    """What a command prints; it finds this repository's depthup, and no network."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def settle(base: Path) -> None:
     """Bring every run to one starting point: nothing waits to be written, the base is in the page cache."""
     os.sync()
     for path in base.iterdir():
-        with open(path, "rb", buffering=0) as file:
+        with path.open("rb", buffering=0) as file:
             while file.read(1 << 22):
                 pass
 
@@ -226,8 +225,7 @@ def install_mergekit(folder: Path) -> dict[str, str]:
         subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
     names = ("mergekit", "torch", "transformers", "safetensors")
     code = f"from importlib.metadata import version; print(*map(version, {names}))"
-    versions = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    found = dict(zip(names, versions, strict=True))
+    found = dict(zip(names, output_of([str(python), "-c", code]).split(), strict=True))
     if found["mergekit"] != MERGEKIT:
         raise SystemExit(f"the environment holds mergekit {found['mergekit']}, not {MERGEKIT}: name another folder")
     return found
@@ -241,13 +239,14 @@ def mergekit_yaml(base: Path) -> str:
 
 
 def run_rounds(
-    commands: dict[str, list[str]], base: Path, out: Path, repeats: int, inspect: Callable[[str], None]
-) -> dict[str, list[Run]]:
-    """Run all tools in each round, each round beginning with another one, and remove every output.
+    commands: dict[str, list[str]], base: Path, out: Path, repeats: int
+) -> tuple[dict[str, list[Run]], dict[str, dict[str, str]]]:
+    """Run all tools in each round, each round beginning with another one; every output is removed.
 
-    ``inspect`` is called with the tool's name while its first output is there.
+    Returns the runs of each tool, and the tensor hashes of the first output of depthup and of mergekit.
     """
     runs: dict[str, list[Run]] = {tool: [] for tool in commands}
+    hashes: dict[str, dict[str, str]] = {}
     for number in range(repeats):
         first = number % len(commands)
         for tool in [*commands][first:] + [*commands][:first]:
@@ -255,10 +254,10 @@ def run_rounds(
             run = measure(commands[tool], out.parent / "log")
             runs[tool].append(run)
             say(f"round {number + 1}: {tool:<10} {run.seconds:7.2f} s  {run.peak_bytes / 1e6:9.1f} MB")
-            if number == 0:
-                inspect(tool)
+            if number == 0 and tool in ("depthup", "mergekit"):
+                hashes[tool] = tensor_hashes(out)
             shutil.rmtree(out, ignore_errors=True)
-    return runs
+    return runs, hashes
 
 
 def benchmark(
@@ -270,8 +269,6 @@ def benchmark(
     write_base(base, shape)
     python = sys.executable
     depthup = [python, "-m", "depthup", "upscale", str(base), str(out), "--remove", str(NUM_REMOVED)]
-    if not (REPOSITORY / "depthup" / "cli.py").exists():  # DEVELOPMENT ONLY
-        depthup = [python, "-c", "import sys; from depthup.growth.surgery import *; upscale(*sys.argv[1:], LayerPlan.upscale(32, 8))", str(base), str(out)]
     measure(depthup, folder / "log")  # compiles the modules, and says how large the target's files are
     sizes = [path.stat().st_size for path in sorted(out.glob("*.safetensors"))]
     shutil.rmtree(out)
@@ -284,27 +281,17 @@ def benchmark(
     if mergekit:
         (folder / "mergekit.yml").write_text(mergekit_yaml(base))
         commands["mergekit"] = [str(mergekit / "bin" / "mergekit-yaml"), str(folder / "mergekit.yml"), str(out)]
-    hashes: dict[str, dict[str, str]] = {}
-
-    def inspect(tool: str) -> None:
-        if tool in ("depthup", "mergekit"):
-            hashes[tool] = tensor_hashes(out)
-
-    runs = run_rounds(commands, base, out, repeats, inspect)
-    checks = {"depthup's tensors are those of the base, layers 0-23 then 8-31":
-              hashes["depthup"] == expected_hashes(tensor_hashes(base))}  # fmt: skip
+    runs, hashes = run_rounds(commands, base, out, repeats)
+    ours, defined = hashes["depthup"], expected_hashes(tensor_hashes(base))
+    checks = {"depthup's tensors are those of the base, layers 0-23 then 8-31": ours == defined}
     if mergekit:
-        checks["depthup's tensors equal mergekit's (names, types, shapes, SHA-256 of the bytes)"] = (
-            hashes["depthup"] == hashes["mergekit"]
-        )
+        checks["depthup's tensors equal mergekit's (names, types, shapes, SHA-256)"] = ours == hashes["mergekit"]
+    keys = ("seconds", "peak_bytes", "cpu_seconds")
     figures = {
         "base_bytes": 2 * shape.num_parameters, "target_bytes": sum(sizes), "num_base_files": len(sources),
-        "num_target_files": len(sizes), "num_target_tensors": len(hashes["depthup"]),
+        "num_target_files": len(sizes), "num_target_tensors": len(ours),
         "runs": {tool: [asdict(run) for run in found] for tool, found in runs.items()},
-        "medians": {
-            tool: {key: median(getattr(run, key) for run in found) for key in Run.__dataclass_fields__}
-            for tool, found in runs.items()
-        },
+        "medians": {tool: {k: median(getattr(run, k) for run in found) for k in keys} for tool, found in runs.items()},
     }  # fmt: skip
     return figures, checks
 
@@ -326,7 +313,7 @@ def compare(medians: dict[str, dict[str, float]], gigabytes: float) -> tuple[dic
     return ratios, {target: is_met if gigabytes >= TARGET_GIGABYTES else None for target, is_met in met.items()}
 
 
-def report(result: dict[str, Any]) -> str:
+def as_text(result: dict[str, Any]) -> str:
     """The result as text."""
     medians, bare = result["medians"], result["medians"]["bare interpreter"]["peak_bytes"]
     says = {True: "met", False: "NOT MET", None: f"stated for bases of {TARGET_GIGABYTES} GB and more, no verdict"}
@@ -362,16 +349,15 @@ def say(text: str) -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "depthup-benchmarks"
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     add = parser.add_argument
     add("--gigabytes", type=float, default=4.0, help="size of the base, 10^9 bytes (default: 4)")
     add("--repeats", type=int, default=3, help="rounds; each runs every tool once (default: 3)")
-    add("--dir", type=Path, default=Path(tempfile.gettempdir()), metavar="FOLDER",
-        help="where the checkpoints are written and removed, 2.6 x --gigabytes of space (default: the temporary folder)")
-    add("--mergekit-env", type=Path, default=cache / f"mergekit-{MERGEKIT}", metavar="FOLDER",
-        help="mergekit's virtual environment, made if it is not there (default: in your cache)")
+    where = "where the checkpoints are written and removed; takes 2.6 x --gigabytes (default: the temporary folder)"
+    add("--dir", type=Path, default=Path(tempfile.gettempdir()), metavar="FOLDER", help=where)
+    where = "mergekit's virtual environment, made if it is not there (default: in your cache)"
+    add("--mergekit-env", type=Path, default=cache / f"mergekit-{MERGEKIT}", metavar="FOLDER", help=where)
     add("--without-mergekit", action="store_true", help="compare with the plain copy only")
     add("--json", type=Path, metavar="FILE", help="write all figures here as well")
     arguments = parser.parse_args()
@@ -386,7 +372,8 @@ def main() -> None:
     """Run the benchmark and print the report."""
     arguments = parse_arguments()
     compared = not arguments.without_mergekit
-    versions = {"python": platform.python_version()}
+    version = "import depthup; print(depthup.__version__, end='')"
+    versions = {"python": platform.python_version(), "depthup": output_of([sys.executable, "-c", version])}
     versions |= install_mergekit(arguments.mergekit_env) if compared else {}
     shape = Shape.of_size(arguments.gigabytes)
     with tempfile.TemporaryDirectory(prefix="depthup-benchmark-", dir=arguments.dir) as folder:
@@ -400,7 +387,7 @@ def main() -> None:
         "machine": surroundings, "versions": versions, "repeats": arguments.repeats, "base": asdict(shape),
         **figures, "ratios": ratios, "checks": checks, "targets_met": targets_met,
     }  # fmt: skip
-    print(report(result))
+    print(as_text(result))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")

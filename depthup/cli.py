@@ -133,11 +133,7 @@ def _upscale(options: argparse.Namespace) -> None:
 
 
 def _config_lists(pairs: Sequence[str]) -> dict[str, str]:
-    lists = dict(pair.partition("=")[::2] for pair in pairs)
-    for key, meaning in lists.items():
-        if meaning not in ("layers", "keep"):
-            raise DepthupError(f"--config-list {key}={meaning}", allowed=f"{key}=layers or {key}=keep")
-    return lists
+    return dict(pair.partition("=")[::2] for pair in pairs)
 
 
 def _add_layers(verbs: Any) -> None:
@@ -326,7 +322,9 @@ def _report(options: argparse.Namespace) -> None:
     recipe, store = _open(options)
     pages = [name for name, stage in recipe.stages.items() if stage.kind == "report"]
     if not pages:
-        raise RecipeError(f"the recipe {recipe.name} has no stage of kind report", next_step="add one as its last stage")
+        raise RecipeError(
+            f"the recipe {recipe.name} has no stage of kind report", next_step="add one as its last stage"
+        )
     for page in pages:
         nodes = run(recipe, store, only=page, tell=lambda line: None)
     print(outcome(nodes))

@@ -53,7 +53,9 @@ def publishing(out: Path, *, keep_partial: bool = False) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write in {out.parent}: {error.strerror}", next_step="choose another folder") from error
+        raise OutputError(
+            f"cannot write in {out.parent}: {error.strerror}", next_step="choose another folder"
+        ) from error
     with _locked(partial, out):
         if not keep_partial:
             _clear(partial)
@@ -75,9 +77,7 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
         yield
         return
     descriptor = os.open(partial, os.O_RDONLY)
-    busy = OutputError(
-        f"another process is writing {out}", next_step="wait for it to end, or choose another output"
-    )
+    busy = OutputError(f"another process is writing {out}", next_step="wait for it to end, or choose another output")
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,7 +110,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def require_space(folder: Path, num_bytes: int) -> None:
-    """Raise :class:`OutputError` unless ``folder``'s disk has ``num_bytes`` free (its nearest existing parent counts)."""
+    """Raise :class:`OutputError` unless the disk of ``folder``, or of its nearest parent, has ``num_bytes`` free."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free

@@ -83,7 +83,9 @@ class LayerPlan:
         if n < 1 or not 0 <= m < n / 2:
             raise PlanError(
                 f"removing m = {m} layers from each copy of a base of n = {n} layers gives {2 * (n - m)} layers,"
-                " so depth would not grow" if m > 0 else f"cannot remove {m} layers from a base of {n} layers",
+                " so depth would not grow"
+                if m > 0
+                else f"cannot remove {m} layers from a base of {n} layers",
                 allowed=f"0 <= m < n/2, here 0 to {max((n - 1) // 2, 0)}",
                 next_step="n/4 is the published choice (SOLAR: 8 of 32)",
             )
@@ -221,6 +223,8 @@ class LayerPlan:
             stop = part.target_start + part.num_layers
             name = f"target {part.target_start:>{digits}}-{stop - 1:<{digits}}"
             lines.append(f"{name:<{label}}{bar(part.start, part.stop)}  {part.start}-{part.stop - 1}")
-        lines.append(f"{len(self.seams)} seam{'s' * (len(self.seams) != 1)}, {len(self.duplicated)} base layers stand"
-                     f" more than once, {len(self.unused)} not at all")
+        lines.append(
+            f"{len(self.seams)} seam{'s' * (len(self.seams) != 1)}, {len(self.duplicated)} base layers stand"
+            f" more than once, {len(self.unused)} not at all"
+        )
         return "\n".join(lines)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import transformers
@@ -19,8 +20,8 @@ from .checkpoint.reader import read_config
 from .errors import CheckpointError
 from .files import write_json
 
-Model = transformers.PreTrainedModel
-Tokenizer = transformers.PreTrainedTokenizerBase
+Model: TypeAlias = "transformers.PreTrainedModel"
+Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerBase"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -56,8 +57,7 @@ def prove_loading(folder: str | os.PathLike[str]) -> LoadReport:
                 f"transformers {transformers.__version__} does not load {folder}: {error}",
                 next_step="run `depthup check` without --load for what names and config show",
             ) from error
-    return LoadReport(*(tuple(sorted(str(key) for key in info[f"{kind}_keys"]))
-                        for kind in ("missing", "unexpected", "mismatched")))  # fmt: skip
+    return _load_report(info)
 
 
 def load_model(folder: str | os.PathLike[str], device: str = "cpu", dtype: str = "float32") -> Model:
@@ -66,12 +66,12 @@ def load_model(folder: str | os.PathLike[str], device: str = "cpu", dtype: str =
     Raises:
         CheckpointError: A tensor is missing, unexpected or mis-shaped: a random layer is never trained on by mistake.
     """
+    read_config(Path(folder))
     with quiet_transformers():
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], output_loading_info=True, device_map=None
+            folder, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True
         )
-    report = LoadReport(*(tuple(sorted(map(str, info[f"{kind}_keys"])))
-                          for kind in ("missing", "unexpected", "mismatched")))  # fmt: skip
+    report = _load_report(info)
     if not report.whole:
         raise CheckpointError(
             f"{folder} does not load whole: missing {list(report.missing)[:3]}, unexpected"
@@ -106,7 +106,7 @@ def read_gguf(file: Path) -> tuple[Model, Tokenizer]:
     if importlib.util.find_spec("gguf") is None:
         raise CheckpointError("reading GGUF files needs the package gguf", next_step="pip install 'depthup[gguf]'")
     place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    with quiet_transformers():
+    with quiet_transformers(), _parsed_once():
         try:
             loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(**place)
@@ -127,9 +127,9 @@ def read_gguf(file: Path) -> tuple[Model, Tokenizer]:
 
 
 def export_model(model: Model, like: Path, folder: Path) -> None:
-    """Write a model's weights into ``folder`` in the types, and with the raw config, of the checkpoint ``like``.
+    """Write a model's weights into ``folder``, in the type and with the raw config of the checkpoint ``like``.
 
-    Tokenizer and other files are the caller's; ``config.json`` stays byte for byte what it was before training.
+    The model is cast in place. Tokenizer and other files are the caller's; no field of ``config.json`` changes.
     """
     config = read_config(like)
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
@@ -154,6 +154,19 @@ def end_of_text(tokenizer: Tokenizer) -> int:
 
 
 @contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """transformers parses a GGUF file once for each of config, weights and tokenizer, seconds each: keep the first."""
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
+
+
+@contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' bars and notes off the terminal; errors are raised all the same."""
     logging = transformers.utils.logging
@@ -166,6 +179,11 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _load_report(info: dict[str, Any]) -> LoadReport:
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    return LoadReport(*(tuple(sorted(map(str, info[kind]))) for kind in kinds))
 
 
 def _model_class(config: dict[str, Any], folder: Path) -> Any:

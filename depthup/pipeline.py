@@ -116,7 +116,9 @@ def run(
         KeyboardInterrupt: The run was stopped; a later one goes on.
     """
     if only is not None and only not in recipe.stages:
-        raise RecipeError(f"no stage is called '{only}'{nearest(only, recipe.stages)}", allowed=", ".join(recipe.stages))
+        raise RecipeError(
+            f"no stage is called '{only}'{nearest(only, recipe.stages)}", allowed=", ".join(recipe.stages)
+        )
     nodes = survey(recipe, store, download=True)
     total = len(nodes)
     for number, name in enumerate(nodes, 1):
@@ -137,9 +139,7 @@ def run(
     return nodes
 
 
-def _make(
-    node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, device: str, progress: bool
-) -> Node:
+def _make(node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, device: str, progress: bool) -> Node:
     folders = {
         source: nodes[source].folder if source in nodes else local_folder(source) for source in node.stage.inputs()
     }

@@ -50,7 +50,7 @@ def _blocks(num_base_layers: int, size: int) -> LayerPlan:
     quarter = num_base_layers // 4
     if (num_base_layers - 2 * quarter) % size:
         raise PlanError(
-            f"the middle {num_base_layers - 2 * quarter} of {num_base_layers} layers do not divide into blocks of {size}",
+            f"the middle {num_base_layers - 2 * quarter} of {num_base_layers} layers are no whole blocks of {size}",
             next_step="give the layers yourself with --layers",
         )
     middle: Iterable[tuple[int, int]] = ((i, i + size) for i in range(quarter, num_base_layers - quarter, size))
@@ -59,9 +59,7 @@ def _blocks(num_base_layers: int, size: int) -> LayerPlan:
 
 
 PRESETS: dict[str, Preset] = {
-    "solar": Preset(
-        "depth up-scaling with m = n/4 (32 -> 48)", "SOLAR 10.7B, arXiv:2312.15166, section 2", _quarter
-    ),
+    "solar": Preset("depth up-scaling with m = n/4 (32 -> 48)", "SOLAR 10.7B, arXiv:2312.15166, section 2", _quarter),
     "naive": Preset(
         "the whole base twice, m = 0: the case that SOLAR's section 2 argues against",
         "SOLAR 10.7B, arXiv:2312.15166, section 2",

@@ -113,7 +113,6 @@ class ImportStage(_Stage):
         "auto", description="Type of the weights; `auto` is the narrowest that holds every value exactly."
     )
 
-
     @model_validator(mode="after")
     def _one_source(self) -> ImportStage:
         if (self.gguf is None) == (self.random is None):
@@ -313,7 +312,7 @@ def _parse(model: type[Any], value: Any, where: str) -> Any:
 
 def _kind(value: Any, key: str, kinds: Mapping[str, Any], where: str) -> Any:
     kind = _mapping(value, where).get(key)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         problem = f"'{key}' is missing" if kind is None else f"{key}: '{kind}'{nearest(str(kind), kinds)}"
         raise RecipeError(f"{where}: {problem}", allowed=", ".join(kinds))
     return kinds[kind]

@@ -171,9 +171,9 @@ def run_upscale(job: Job, folder: Path) -> dict[str, Any]:
 
 def run_pretrain(job: Job, folder: Path) -> dict[str, Any]:
     """Continued pretraining of every weight; resumes from its own partial folder."""
+    from .checkpoint.carry import carry
     from .data.packing import pack
     from .evaluation.heldout import held_out_loss
-    from .growth.surgery import carried_files
     from .models import export_model, load_model, load_tokenizer
     from .training.loop import TrainSettings, train
     from .training.objectives import causal_lm
@@ -204,12 +204,9 @@ def run_pretrain(job: Job, folder: Path) -> dict[str, Any]:
         batch = stage.micro_batch_rows
         return held_out_loss(current, held_out, causal_lm, rows_per_batch=batch, autocast=autocast).loss
 
-    result = train(
-        model, rows, causal_lm, settings, folder, evaluate=evaluate, label=job.name, progress=job.progress
-    )
+    result = train(model, rows, causal_lm, settings, folder, evaluate=evaluate, label=job.name, progress=job.progress)
     export_model(model, source, folder)
-    for path in carried_files(source):
-        shutil.copyfile(path, folder / path.name)
+    carry(source, folder)
     shutil.rmtree(folder / "state", ignore_errors=True)
     return {
         "num_steps": result.num_steps,
@@ -248,9 +245,7 @@ def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
         "loss": measured.loss,
         "perplexity": measured.perplexity,
         "num_tokens": measured.num_tokens,
-        "generations": [
-            {"prompt": prompt, "text": text} for prompt, text in zip(stage.prompts, texts, strict=True)
-        ],
+        "generations": [{"prompt": prompt, "text": text} for prompt, text in zip(stage.prompts, texts, strict=True)],
         **_shape(source),
     }
 

@@ -16,7 +16,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``base("llama", num_layers=7, ...)``: a tiny checkpoint, made once a session. Tests read it and leave it alone."""
+    """``base("llama", num_layers=7, ...)``: a tiny checkpoint, made once a session; tests leave it alone."""
     import pico
 
     root, made = tmp_path_factory.mktemp("bases"), {}

@@ -13,6 +13,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+torch.set_num_threads(1)  # tiny models lose more to threads than they gain
+
 NUM_LAYERS = 7  # odd, so that the upper copy falls out of step with any period of 2
 VOCAB_SIZE = 320
 END = "<|endoftext|>"
@@ -42,6 +44,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3_text": ("gemma3_text", {**_SLIDING, "query_pre_attn_scalar": 8}),
     "gpt2": ("gpt2", _GPT),
     "gptj": ("gptj", {**_GPT, "rotary_dim": 4}),
+    "gpt_neo": ("gpt_neo", {
+        "hidden_size": 32, "num_heads": 4, "intermediate_size": 48, "max_position_embeddings": 128, "window_size": 8,
+        "attention_types": [[["global", "local"], 3], [["local"], 1]],
+    }),
     "gpt_neox": ("gpt_neox", _NEOX),
     "gpt_oss": ("gpt_oss", {**_SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2}),
     "mixtral": ("mixtral", {**_LLAMA, "num_local_experts": 4}),
@@ -58,7 +64,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("opt", {**_NEOX, "ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 128}),
     "falcon": ("falcon", {**_NEOX, "ffn_hidden_size": 48, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "mamba": ("mamba", {"hidden_size": 32, "state_size": 4}),
-}
+}  # fmt: skip
 # Families whose layers hold unlike tensors by a number in the config: the first k are dense, every k-th is.
 UNLIKE_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v2": ("deepseek_v2", {

@@ -149,7 +149,7 @@ def test_sha256_is_that_of_the_bytes(out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (1234567890, "1.23 GB"), (5e15, "5000.00 TB")]
+    ("num_bytes", "text"), [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (1.2345e9, "1.23 GB"), (5e15, "5000.00 TB")]
 )
 def test_bytes_are_written_for_people(num_bytes: float, text: str) -> None:
     assert files.human_bytes(num_bytes) == text

@@ -50,7 +50,7 @@ def test_solar_is_a_quarter_at_every_depth() -> None:
 
 
 def test_a_misspelt_preset_names_the_nearest_and_all() -> None:
-    with pytest.raises(PlanError, match="no preset is called 'solr'.*did you mean 'solar'") as caught:
+    with pytest.raises(PlanError, match=r"no preset is called 'solr'.*did you mean 'solar'") as caught:
         preset_plan("solr", 32)
     assert all(name in str(caught.value) for name in PRESETS)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .config import INDEX_LISTS, LAYER_LISTS, is_described_by_layer
+from .config import INDEX_LISTS, LAYER_LISTS, layer_kinds
 from .names import Stack, depths, find_stacks, indexed_prefixes
 from .reader import INDEX_NAME, Tensor, list_shards, read_config, read_header
 
@@ -72,10 +72,10 @@ def _index_against_shards(
         if len(found) > 1:
             yield Finding(f"'{name}' stands in {' and '.join(tensor.shard for tensor in found)}", again)
         elif name not in weight_map:
-            yield Finding(f"'{name}' stands in {found[0].shard} but not in the index, so it will not be loaded", again)
+            yield Finding(f"'{name}' stands in {found[0].shard}, not in the index: it will not be loaded", again)
     stray = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in set(weight_map.values()))
     if stray:
-        yield Finding(f"{', '.join(stray)} is not named by {INDEX_NAME}", "remove it if it is left over from an older save")
+        yield Finding(f"{', '.join(stray)} is not named by {INDEX_NAME}", "remove it if an older save left it")
 
 
 def _layers_against_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -85,8 +85,8 @@ def _layers_against_config(tensors: Mapping[str, Tensor], config: Mapping[str, A
         stated = [f"{'.'.join((*scope, key))} = {depth}" for scope, key, depth in depths(config)]
         yield Finding(
             f"the config states {', '.join(stated) or 'no depth'}, the weights: {', '.join(held)[:300] or 'no layers'}",
-            "a depth that differs from the weights loads silently with layers missing or random: set it to the number of"
-            " layers, or make the checkpoint again",
+            "a depth that differs from the weights loads silently, with layers missing or random: set it to the number"
+            " of layers, or make the checkpoint again",
         )
     for stack in stacks:
         yield from _layers_alike(tensors, config, stack)
@@ -98,11 +98,15 @@ def _layers_alike(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stac
     for name, tensor in tensors.items():
         if place := stack.split(name):
             layers[place[0]][place[1]] = tensor
-    if is_described_by_layer(config, stack):
-        return  # the lists say that kinds of layer differ; `--load` proves them with the model class
-    # What most layers hold is what a layer should hold.
+    kinds = layer_kinds(config, stack)
+    for kind in dict.fromkeys(kinds):
+        yield from _same_kind_alike(stack, {i: layers[i] for i in range(stack.num_layers) if kinds[i] == kind})
+
+
+def _same_kind_alike(stack: Stack, layers: Mapping[int, dict[str, Tensor]]) -> Iterator[Finding]:
+    # What most layers of a kind hold is what each should hold.
     usual = Counter(suffix for held in layers.values() for suffix in held)
-    expected = {suffix for suffix, count in usual.items() if 2 * count > stack.num_layers}
+    expected = {suffix for suffix, count in usual.items() if 2 * count > len(layers)}
     shapes = {suffix: Counter(h[suffix].shape for h in layers.values() if suffix in h).most_common(1)[0][0]
               for suffix in expected}  # fmt: skip
     for layer, held in sorted(layers.items()):
@@ -124,16 +128,17 @@ def _lists_against_depth(config: Mapping[str, Any], stack: Stack) -> Iterator[Fi
         scope = scope[key]
     n = stack.num_layers
     for key, value in scope.items():
-        if key in LAYER_LISTS and isinstance(value, list) and len(value) != n:
+        if key in LAYER_LISTS and isinstance(value, list) and len(value) not in (0, n):
             yield Finding(f"config.json lists {len(value)} {key} for {n} layers",
-                          f"give it one value for each layer; `depthup upscale` re-indexes {key} by its plan")  # fmt: skip
+                          "give it one value for each layer; `depthup upscale` re-indexes it by its plan")  # fmt: skip
         if key in INDEX_LISTS and isinstance(value, list) and any(type(i) is int and i >= n for i in value):
             yield Finding(f"config.json names layer {max(value)} in {key}, the last layer is {n - 1}",
                           "re-index the list by the plan that made the checkpoint")  # fmt: skip
 
 
 def _head_against_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Iterator[Finding]:
-    heads = [name for name in tensors if name.startswith(("lm_head.", "embed_out.", "output.")) or ".lm_head." in name]
+    known = ("lm_head.", "embed_out.", "output.", "head.")
+    heads = [name for name in tensors if name.startswith(known) or ".lm_head." in name]
     architectures = config.get("architectures") or [""]
     if "ForCausalLM" in str(architectures[0]) and config.get("tie_word_embeddings") is False and not heads:
         yield Finding("tie_word_embeddings is false and there is no head (lm_head.weight)",

@@ -7,18 +7,20 @@ fields are those of transformers' configs (a scan of 642 of them found these kin
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CheckpointError, PlanError
+from ..errors import CheckpointError, PlanError, nearest
 from ..layers import LayerPlan
 from .names import Stack
 
 # One value for each layer.
 LAYER_LISTS = frozenset({
     "layer_types", "mlp_layer_types", "layers_block_type", "attention_layers", "attn_layers", "no_rope_layers",
-    "indexer_types", "sliding_windows", "activation_sparsity_pattern", "num_attention_heads_per_layer",
+    "layer_rope_theta", "indexer_types", "sliding_windows", "activation_sparsity_pattern",
+    "num_attention_heads_per_layer",
     "num_key_value_heads_per_layer", "layers_num_experts", "block_configs", "intermediate_size",
 })  # fmt: skip
 # Indices of the layers that are special.
@@ -46,13 +48,21 @@ THRESHOLDS = {
 }  # fmt: skip
 # Not zero, false or null: what a layer computes, or stores, depends on its index in a way no config field can say.
 REFUSED = {
-    "scale_attn_by_inverse_layer_idx": "attention is divided by the layer's index + 1, so a copy would compute another function",
+    "scale_attn_by_inverse_layer_idx": "attention is divided by the layer's index + 1, so a copy would compute otherwise",
     "num_kv_shared_layers": "the last layers use the keys and values of earlier ones",
     "num_nextn_predict_layers": "a multi-token-prediction block is stored behind the last layer",
     "hidden_size_per_layer_input": "the embedding table has a part for each layer",
 }  # fmt: skip
 # What each layer is when the config does not list it, for families whose older checkpoints leave the list out.
 _SLIDING, _FULL = "sliding_attention", "full_attention"
+# Families whose classes fill in kinds of layers by a rule of their own when the config says nothing: refused then.
+UNSTATED = frozenset({
+    "afmoe", "cohere2", "cohere2_moe", "cwm", "deepseek_v32", "exaone4", "exaone_moe", "glm_moe_dsa", "gpt_oss",
+    "granite_swa", "granitemoe_swa", "lfm2", "llama4_text", "mimo_v2_flash", "modernbert-decoder", "olmo3",
+    "olmo_hybrid", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "smollm3", "zamba",
+})  # fmt: skip
+# Families in which a layer computes something else in another place, without a field that says so.
+INDEX_DEPENDENT = {"diffllama": "the weight of its second softmax is a function of the layer's index"}
 IMPLIED_LAYER_TYPES: dict[str, Callable[[Mapping[str, Any], int], str]] = {
     "gemma2": lambda config, i: _FULL if i % 2 else _SLIDING,
     "gemma3_text": lambda config, i: _SLIDING if (i + 1) % config.get("sliding_window_pattern", 6) else _FULL,
@@ -98,6 +108,7 @@ def grow_config(
             changes.append(f"{key}: {_short(before)} -> {_short(value)}")
 
     _refuse_inexpressible(scope)
+    _refuse_misspelt(scope, lists or {})
     _imply_layer_types(scope, stack.num_layers, put)
     for key in list(scope):
         value = scope[key]
@@ -107,6 +118,11 @@ def grow_config(
             put(key, plan.reindex(value))
     for key in [key for key in (*PERIODS, *THRESHOLDS) if key in scope]:
         _carry_number(key, scope, plan, put, changes)
+    if "quantization_config" in result:
+        put_names = _carry_names(result["quantization_config"], stack, plan)
+        if put_names != result["quantization_config"]:
+            result["quantization_config"] = put_names
+            changes.append("quantization_config: layers named by index -> named by the plan")
     for key in stack.depth_keys:
         put(key, plan.num_target_layers)
     # A model of several parts may repeat the text depth at the top.
@@ -117,15 +133,41 @@ def grow_config(
     return ConfigEdit(result, tuple(changes))
 
 
-def is_described_by_layer(config: Mapping[str, Any], stack: Stack) -> bool:
-    """Whether the config says for each layer what kind it is, so that layers with unlike tensors can be told apart."""
+def layer_kinds(config: Mapping[str, Any], stack: Stack) -> list[tuple[str, ...]]:
+    """What the config says of each layer by its index; layers of one kind should hold tensors of one form."""
     scope: Any = config
     for key in stack.scope:
         scope = scope[key]
-    return any(isinstance(scope.get(key), list) for key in (*LAYER_LISTS, *INDEX_LISTS))
+    layers = range(stack.num_layers)
+    facts: list[list[Any]] = []
+    for key, value in scope.items():
+        if isinstance(value, list) and key in LAYER_LISTS and len(value) == stack.num_layers:
+            facts.append(value)
+        elif isinstance(value, list) and key in INDEX_LISTS:
+            facts.append([layer in value for layer in layers])
+        elif type(value) is int and value > 0 and isinstance(scope.get((PERIODS | THRESHOLDS).get(key) or ""), list):
+            continue  # the list on its right says it
+        elif type(value) is int and value > 0 and key in PERIODS:
+            facts.append([layer % value for layer in layers])
+        elif type(value) is int and value > 0 and key in THRESHOLDS:
+            facts.append([layer < value for layer in layers])
+    return [tuple(str(fact[layer]) for fact in facts) for layer in layers]
+
+
+def _refuse_misspelt(scope: Mapping[str, Any], lists: Mapping[str, str]) -> None:
+    for key, what in lists.items():
+        if not isinstance(scope.get(key), list):
+            raise CheckpointError(f"the config has no list '{key}'{nearest(key, scope)}", next_step="see --config-list")
+        if what not in ("layers", "keep"):
+            raise CheckpointError(f"'{what}' says nothing of the list '{key}'", allowed="layers, keep")
 
 
 def _refuse_inexpressible(scope: Mapping[str, Any]) -> None:
+    if reason := INDEX_DEPENDENT.get(str(scope.get("model_type"))):
+        raise CheckpointError(
+            f"the model is a {scope['model_type']}: {reason}",
+            next_step="this model cannot be up-scaled layer by layer yet",
+        )
     for key, reason in REFUSED.items():
         if scope.get(key):
             raise CheckpointError(
@@ -140,11 +182,19 @@ def _imply_layer_types(scope: dict[str, Any], num_layers: int, put: Callable[[st
         kinds = [rule(scope, layer) for layer in range(num_layers)]
         if len(set(kinds)) > 1:
             put("layer_types", kinds)
+    stated = any(scope.get(key) for key in (*LAYER_LISTS, *INDEX_LISTS, *PERIODS))
+    if scope.get("model_type") in UNSTATED and not stated:
+        raise CheckpointError(
+            f"the layers of {scope['model_type']} are of several kinds, and the config does not say which is which",
+            next_step="load and save the base with transformers once, which writes the list (layer_types)",
+        )
 
 
 def _is_per_layer(key: str, value: list[Any], stack: Stack, lists: Mapping[str, str]) -> bool:
     if key in lists:
         return lists[key] == "layers"
+    if not value:
+        return False  # an empty list means "not said"
     if key in LAYER_LISTS:
         if len(value) != stack.num_layers:
             raise CheckpointError(
@@ -161,6 +211,23 @@ def _is_per_layer(key: str, value: list[Any], stack: Stack, lists: Mapping[str, 
     return False
 
 
+def _carry_names(value: Any, stack: Stack, plan: LayerPlan) -> Any:
+    """Names of modules inside lists and as keys: a layer's name becomes one for each target layer copied from it."""
+    if isinstance(value, list):
+        return [new for item in value for new in (_names(item, stack, plan) if isinstance(item, str)
+                                                  else [_carry_names(item, stack, plan)])]  # fmt: skip
+    if isinstance(value, dict):
+        return {new: _carry_names(item, stack, plan) for key, item in value.items() for new in _names(key, stack, plan)}
+    return value
+
+
+def _names(name: str, stack: Stack, plan: LayerPlan) -> list[str]:
+    match = re.search(rf"(?:^|\.){re.escape(stack.prefix.rpartition('.')[2])}\.(\d+)(?=\.|$)", name)
+    if match is None:
+        return [name]
+    return [name[: match.start(1)] + str(target) + name[match.end(1) :] for target in plan.targets_of(int(match[1]))]
+
+
 def _carry_number(
     key: str, scope: dict[str, Any], plan: LayerPlan, put: Callable[[str, Any], None], changes: list[str]
 ) -> None:
@@ -169,7 +236,7 @@ def _carry_number(
     if type(value) is not int or value < 1 or (key in PERIODS and value == 1):
         return
     n, s = plan.num_base_layers, plan.num_target_layers
-    if key in THRESHOLDS and value >= n:
+    if key in THRESHOLDS and value >= n - (key == "moe_layer_end_index"):  # an inclusive end
         put(key, value + s - n)  # "all layers are below it" stays so
         return
     if key == "max_window_layers" and not scope.get("use_sliding_window"):

@@ -142,10 +142,16 @@ def list_shards(folder: Path) -> tuple[list[str], dict[str, str] | None]:
                     next_step="do not trust this checkpoint; get it from its author again",
                 )
         shards = sorted(set(weight_map.values()))
-        if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+        if missing := [shard for shard in shards if not os.path.isfile(folder / shard)]:
             raise CheckpointError(
                 f"{len(missing)} of {len(shards)} shards are missing in {folder}, the first is {missing[0]}",
                 next_step="download the missing files; nothing was written",
+            )
+        if SINGLE_NAME not in shards and (folder / SINGLE_NAME).is_file():
+            raise CheckpointError(
+                f"{folder} holds {SINGLE_NAME} beside {INDEX_NAME} and its {len(shards)} shards; transformers would"
+                " load the former, and one of them is left over from another save",
+                next_step="remove the one that is older",
             )
         return shards, weight_map
     if (folder / SINGLE_NAME).is_file():
@@ -155,12 +161,12 @@ def list_shards(folder: Path) -> tuple[list[str], dict[str, str] | None]:
         raise CheckpointError(
             f"{folder} holds pickle weights ({pickles[0]}), which can run code when they are read",
             allowed="safetensors",
-            next_step=f"convert them with `depthup import {folder} NEW_FOLDER` (read with weights_only, no code is run)",
+            next_step=f"convert them with `depthup import {folder} NEW_FOLDER` (no code is run)",
         )
     loose = [name for name in files if name.endswith(".safetensors")]
     raise CheckpointError(
         f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}" + (f", only {', '.join(loose[:3])}" if loose else ""),
-        next_step="download the index that belongs to the shards" if loose else "name a folder with safetensors weights",
+        next_step="download the index of the shards" if loose else "name a folder with safetensors weights",
     )
 
 
@@ -172,15 +178,18 @@ def read_header(folder: Path, shard: str) -> tuple[dict[str, Tensor], dict[str, 
             gap or overlap, and agree with type and shape.
     """
     path = folder / shard
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(8)
-        num_header_bytes = int.from_bytes(start, "little")
-        if len(start) < 8 or num_header_bytes > min(MAX_HEADER_BYTES, size - 8):
-            raise _corrupt(path, f"its header should have {num_header_bytes} bytes, the file has {size}")
-        text = file.read(num_header_bytes)
     try:
-        header = json.loads(text, object_pairs_hook=_unique_keys)
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            num_header_bytes = int.from_bytes(start, "little")
+            if len(start) < 8 or num_header_bytes > min(MAX_HEADER_BYTES, size - 8):
+                raise _corrupt(path, f"its header should have {num_header_bytes} bytes, the file has {size}")
+            text = file.read(num_header_bytes)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise _corrupt(path, f"its header is no JSON ({error})") from error
     if not isinstance(header, dict):
@@ -189,7 +198,9 @@ def read_header(folder: Path, shard: str) -> tuple[dict[str, Tensor], dict[str, 
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _corrupt(path, "its __metadata__ is no map from text to text")
     data_start = 8 + num_header_bytes
-    tensors = sorted((_tensor(path, shard, n, v, data_start) for n, v in header.items()), key=lambda t: (t.begin, t.end))
+    tensors = sorted(
+        (_tensor(path, shard, n, v, data_start) for n, v in header.items()), key=lambda t: (t.begin, t.end)
+    )
     position = data_start
     for tensor in tensors:
         if tensor.begin != position:
@@ -211,7 +222,8 @@ def _tensor(path: Path, shard: str, name: str, entry: Any, data_start: int) -> T
         raise _corrupt(path, f"'{name}' has the unknown type '{dtype}'")
     if not all(type(length) is int and 0 <= length < 1 << 48 for length in shape) or len(shape) > 64:
         raise _corrupt(path, f"'{name}' has the shape {shape}"[:200])
-    if not 0 <= begin <= end or prod(shape) * DTYPE_BITS[dtype] != (end - begin) * 8:
+    fills = 0 <= begin <= end and prod(shape) * DTYPE_BITS[dtype] == (end - begin) * 8
+    if not fills or bool in (type(begin), type(end)):
         raise _corrupt(path, f"'{name}' ({dtype} {shape}) cannot fill bytes {begin} to {end}"[:200])
     return Tensor(name, dtype, tuple(shape), shard, data_start + begin, data_start + end)
 
@@ -220,6 +232,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a key stands twice")
+    "".join(result).encode()  # half a surrogate pair is a ValueError: such a name could not be written again
     return result
 
 
@@ -227,11 +240,17 @@ def _corrupt(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path} is not a whole safetensors file: {why}", next_step="download this file again")
 
 
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read: {error.strerror}", next_step="check the file and its permissions")
+
+
 def _read_json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no {path}", next_step="name a Hugging Face checkpoint folder") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no JSON: {error}", next_step="get this file again") from error
     if not isinstance(value, dict):

@@ -25,7 +25,8 @@ def local_folder(name: str | Path, *, download: bool = True) -> Path:
         return Path(name)
     if not _HUB_NAME.fullmatch(str(name)):
         raise CheckpointError(
-            f"there is no folder {name}", allowed="a checkpoint folder, or a hub model as owner/name or owner/name@revision"
+            f"there is no folder {name}",
+            allowed="a checkpoint folder, or a hub model as owner/name or owner/name@revision",
         )
     from huggingface_hub import snapshot_download
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from errno import EBADF, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, EXDEV
+from errno import EBADF, EINVAL, ENOSYS, ENOTSOCK, EOPNOTSUPP, EPERM, EXDEV
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -17,7 +17,7 @@ from .reader import DTYPE_BITS, INDEX_NAME, SINGLE_NAME, Tensor
 
 _CHUNK_BYTES = 8 << 20
 _MAX_KERNEL_BYTES = 1 << 30  # one call to the kernel; keeps progress alive on slow disks
-_UNSUPPORTED = frozenset({EBADF, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, EXDEV})
+_UNSUPPORTED = frozenset({EBADF, EINVAL, ENOSYS, ENOTSOCK, EOPNOTSUPP, EPERM, EXDEV})
 
 Progress = Callable[[int], object]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ..checkpoint.reader import INDEX_NAME, SINGLE_NAME
+from ..checkpoint.carry import carry
+from ..checkpoint.reader import INDEX_NAME, SINGLE_NAME, read_config
 from ..errors import CheckpointError
 from ..files import publishing, refuse_existing, write_json
 
@@ -33,6 +34,7 @@ def import_pickles(folder: str | os.PathLike[str], out: str | os.PathLike[str]) 
     files = sorted(folder.glob(f"{_PREFIX}*.bin"))
     if not files:
         raise CheckpointError(f"{folder} has no {_PREFIX}*.bin", allowed="pickle weights as transformers saved them")
+    read_config(folder)
     weight_map: dict[str, str] = {}
     total_size = 0
     with publishing(out) as partial:
@@ -44,10 +46,8 @@ def import_pickles(folder: str | os.PathLike[str], out: str | os.PathLike[str]) 
             total_size += sum(tensor.nbytes for tensor in tensors.values())
         if len(files) > 1:
             write_json(partial / INDEX_NAME, {"metadata": {"total_size": total_size}, "weight_map": weight_map})
-        for path in folder.iterdir():
-            if path.is_file() and path.suffix in (".json", ".jinja", ".txt", ".model", ".md", ".py") or path.stem.isupper():
-                if ".bin.index" not in path.name:
-                    shutil.copyfile(path, partial / path.name)
+        carry(folder, partial)
+        shutil.copyfile(folder / "config.json", partial / "config.json")
     return len(weight_map)
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol
 from ..errors import DataError, nearest
 
 Split = Literal["train", "held_out"]
+_NOT_DOCUMENTATION = frozenset({"test", "tests", "site-packages"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +66,11 @@ class InstalledDocs:
             if package == "python":
                 yield from _topics()
                 continue
-            for path in sorted(_package_folder(package).rglob("*.py")):
-                if "site-packages" in path.parts and package == "stdlib":
-                    continue
-                yield from self._docstrings(path, f"{package}/{path.relative_to(_package_folder(package))}")
+            folder = _package_folder(package)
+            for path in sorted(folder.rglob("*.py")):
+                place = path.relative_to(folder)
+                if not _NOT_DOCUMENTATION.intersection(place.parts):
+                    yield from self._docstrings(path, f"{package}/{place}")
 
     def identity(self, digest: Callable[[Path], str]) -> dict[str, Any]:
         versions = {
@@ -90,7 +92,7 @@ class InstalledDocs:
 
 @dataclass(frozen=True)
 class Files:
-    """Local files: ``.jsonl`` and ``.json`` (rows with a text field), ``.parquet``, ``.txt``; ``.gz`` of the first three.
+    """Local files: ``.jsonl`` and ``.json`` (rows with a text field), ``.txt``, each also with ``.gz``; ``.parquet``.
 
     Attributes:
         paths: Files, or folders whose files of these kinds are taken in order of their names.
@@ -169,7 +171,9 @@ class HubDataset:
         try:
             from datasets import load_dataset
         except ImportError as error:
-            raise DataError("hub data sets need the package datasets", next_step="pip install 'depthup[data]'") from error
+            raise DataError(
+                "hub data sets need the package datasets", next_step="pip install 'depthup[data]'"
+            ) from error
         try:
             rows = load_dataset(self.name, self.config, split=self.split, revision=self.revision, streaming=True)
         except Exception as error:  # datasets raises many kinds: no network, no such name, no such config

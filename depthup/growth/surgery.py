@@ -7,7 +7,6 @@ wrong; :func:`write_surgery` copies. No torch, no model class, memory independen
 from __future__ import annotations
 
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..checkpoint.config import grow_config, is_described_by_layer
+from ..checkpoint.carry import carried_files, carry
+from ..checkpoint.config import grow_config, layer_kinds
 from ..checkpoint.names import Stack, find_stack
-from ..checkpoint.reader import PICKLE_SUFFIXES, Checkpoint, open_checkpoint
+from ..checkpoint.reader import Checkpoint, open_checkpoint
 from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
 from ..errors import CheckpointError, OutputError, PlanError
 from ..files import publishing, refuse_existing, require_space, write_json
@@ -27,13 +27,6 @@ from ..layers import LayerPlan
 
 MANIFEST_NAME = "depthup.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
-# Beside the weights, everything small goes along (tokenizer, chat template, generation config, licence, code), but not:
-_WEIGHT_SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".index.json")
-_LEFT_BEHIND = frozenset({
-    "config.json", "README.md", MANIFEST_NAME, "record.json", "metrics.jsonl",
-    "trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt",
-})  # fmt: skip
-_CARRIED_FOLDERS = ("additional_chat_templates",)
 
 
 @dataclass(frozen=True)
@@ -142,17 +135,15 @@ def write_surgery(surgery: Surgery, folder: Path, progress: Progress | None = No
     """
     base = surgery.base.folder
     try:
-        for path in carried_files(base):
-            if path.is_dir():
-                shutil.copytree(path, folder / path.name)
-            else:
-                shutil.copyfile(path, folder / path.name)
+        carry(base, folder)
         write_json(folder / "config.json", surgery.config)
         write_shards(base, surgery.shards, folder, progress)
         write_json(folder / MANIFEST_NAME, _manifest(surgery))
     except OSError as error:
         if error.errno == ENOSPC:
-            raise OutputError(f"the disk of {folder.parent} is full", next_step="free space and run it again") from error
+            raise OutputError(
+                f"the disk of {folder.parent} is full", next_step="free space and run it again"
+            ) from error
         raise
 
 
@@ -161,6 +152,7 @@ def upscale(
     out: str | os.PathLike[str],
     plan: LayerPlan,
     *,
+    stack: str | None = None,
     config_lists: Mapping[str, str] | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     progress: Progress | None = None,
@@ -171,6 +163,7 @@ def upscale(
         base: The base checkpoint folder.
         out: The folder to make; it must not exist.
         plan: For example ``LayerPlan.upscale(32, 8)``.
+        stack: Prefix of the layers to work on, as in ``model.layers``, where a model has several stacks.
         config_lists: See :func:`plan_surgery`.
         max_shard_bytes: Size above which a new file begins.
         progress: Called with the number of bytes written since the last call.
@@ -180,9 +173,9 @@ def upscale(
         PlanError: The plan does not fit the base.
         OutputError: ``out`` exists or the disk is too small (checked before the first byte).
     """
-    surgery = plan_surgery(
-        open_checkpoint(base), plan, config_lists=config_lists, max_shard_bytes=max_shard_bytes
-    )
+    checkpoint = open_checkpoint(base)
+    layers = find_stack(checkpoint.tensors, checkpoint.config, stack)
+    surgery = plan_surgery(checkpoint, plan, stack=layers, config_lists=config_lists, max_shard_bytes=max_shard_bytes)
     publish_surgery(surgery, Path(out), progress)
     return surgery
 
@@ -202,32 +195,19 @@ def publish_surgery(surgery: Surgery, out: Path, progress: Progress | None = Non
         write_surgery(surgery, partial, progress)
 
 
-def carried_files(base: Path) -> list[Path]:
-    """What goes along with the weights: all files but weights of any format, training state and the model card."""
-    return sorted(
-        path
-        for path in base.iterdir()
-        if not path.name.startswith(".")
-        and (
-            path.name in _CARRIED_FOLDERS
-            if path.is_dir()
-            else path.name not in _LEFT_BEHIND and not path.name.endswith(_WEIGHT_SUFFIXES)
-        )
-    )
-
-
 def _require_alike(base: Checkpoint, stack: Stack, layers: Mapping[int, list[tuple[str, Move]]]) -> None:
     """Layers with unlike tensors may only change places if the config says for each layer of which kind it is."""
-    kinds: dict[frozenset[tuple[str, tuple[int, ...]]], int] = {}
-    for layer in range(stack.num_layers):
-        kinds.setdefault(frozenset((suffix, move.source.shape) for suffix, move in layers[layer]), layer)
-    if len(kinds) > 1 and not is_described_by_layer(base.config, stack):
-        first, other = list(kinds.values())[:2]
-        raise CheckpointError(
-            f"layers {first} and {other} of {stack.prefix} hold unlike tensors, and no list in the config says which"
-            " layer is of which kind, so a target with these layers in other places would not load",
-            next_step="run `depthup check` on the base; if it is whole, this architecture is not supported yet",
-        )
+    first_of: dict[tuple[str, ...], int] = {}
+    for layer, kind in enumerate(layer_kinds(base.config, stack)):
+        first = first_of.setdefault(kind, layer)
+        one, other = ({(suffix, move.source.shape) for suffix, move in layers[i]} for i in (first, layer))
+        if one != other:
+            raise CheckpointError(
+                f"layers {first} and {layer} of {stack.prefix} hold unlike tensors ({min(one ^ other)[0]}), and nothing"
+                " in the config says that they are of unlike kinds, so with these layers in other places a target would"
+                " not load",
+                next_step="run `depthup check` on the base; if it is whole, this architecture is not supported yet",
+            )
 
 
 def _manifest(surgery: Surgery) -> dict[str, Any]:

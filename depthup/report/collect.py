@@ -12,7 +12,11 @@ from ..artifacts.record import Record
 from ..layers import LayerPlan
 from .page import Curve, Generation, ModelRow, Report, StageCard
 
-_DESCRIPTIONS = {"import": "as published", "upscale": "up-scaled, not trained", "pretrain": "after continued pretraining"}
+_DESCRIPTIONS = {
+    "import": "as published",
+    "upscale": "up-scaled, not trained",
+    "pretrain": "after continued pretraining",
+}
 
 
 def collect_rows(evaluations: Sequence[str], records: Mapping[str, Record]) -> tuple[ModelRow, ...]:
@@ -52,7 +56,7 @@ def collect_report(
         notes=tuple(notes),
         plan=LayerPlan.from_json(plans[0]) if plans else None,
         rows=rows,
-        reference_losses=tuple((_reference_name(row), row.loss) for row in rows if row.tokens_seen == 0),
+        reference_losses=tuple((row.name, row.loss) for row in rows if row.tokens_seen == 0),
         curves=tuple(
             _curve(record.stage, folder_of(record.stage, record.fingerprint) / "metrics.jsonl")
             for record in lineage
@@ -67,7 +71,7 @@ def collect_report(
 def _lineage(names: Sequence[str], records: Mapping[str, Record]) -> list[Record]:
     """The records of ``names`` and of all that they come from, in the order of the recipe."""
     wanted = set(names)
-    for name in reversed(records):
+    for name in reversed(list(records)):
         if name in wanted:
             wanted |= records[name].inputs.keys()
     return [record for name, record in records.items() if name in wanted]
@@ -96,10 +100,6 @@ def _tokens_seen(name: str, records: Mapping[str, Record]) -> int:
     return own + sum(_tokens_seen(source, records) for source in record.inputs)
 
 
-def _reference_name(row: ModelRow) -> str:
-    return f"{row.name}, {row.description}" if row.description else row.name
-
-
 def _curve(name: str, metrics: Path) -> Curve:
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
 
@@ -121,7 +121,7 @@ def _card(record: Record) -> StageCard:
     return StageCard(
         name=record.stage,
         kind=record.kind,
-        fingerprint=record.fingerprint,
+        fingerprint=record.fingerprint[:12],
         seconds=record.circumstance["seconds"],
         inputs=tuple(record.inputs),
         settings=tuple((key, _text(value)) for key, value in flatten(record.identity) if key != "kind"),

@@ -39,20 +39,24 @@ class _Layout:
         return _HEADING + (self.high - self.low) * self.cell_height
 
     @property
+    def is_fine(self) -> bool:
+        """Whether a cell is too low for a number of its own."""
+        return self.cell_height < 8.5
+
+    @property
     def gap(self) -> float:
-        return min(1.2, self.cell_height * 0.14)
+        return min(1.2, self.cell_height * (0.1 if self.is_fine else 0.14))
 
     def edge(self, level: float) -> float:
         """The y of the lower edge of a level."""
         return _HEADING + (self.high - level) * self.cell_height
 
     def labels(self, start: int, stop: int) -> list[int]:
-        """Which of the layers ``[start, stop)`` of one run get their number written: all, or the ends and tens."""
-        if self.cell_height >= 8.5:
+        """Which of the layers ``[start, stop)`` of one run get their number written: all, or tens off the ends."""
+        if not self.is_fine:
             return list(range(start, stop))
-        apart = 9.5 / self.cell_height
-        ends = [start, stop - 1] if stop - 1 - start >= apart else [start] if stop - start >= apart / 2 else []
-        return ends + [i for i in range(start, stop) if i % 10 == 0 and i - start >= apart and stop - 1 - i >= apart]
+        margin = 5 / self.cell_height
+        return [i for i in range(start, stop) if i % 10 == 0 and i + 0.5 - start >= margin and stop - i - 0.5 >= margin]
 
 
 def _layout(plan: LayerPlan) -> _Layout:
@@ -61,8 +65,6 @@ def _layout(plan: LayerPlan) -> _Layout:
     offsets = [0] if folded else [part.target_start - part.start for part in slices]
     low = min(0, *offsets)
     high = max(plan.num_base_layers, plan.num_target_layers, max(offsets) + plan.num_base_layers)
-    if folded:
-        high = max(plan.num_base_layers, plan.num_target_layers)
     num_columns = 2 if folded else len(slices)
     cell_width, gap = (52.0, 24.0) if num_columns <= 2 else (38.0, 13.0) if num_columns <= 4 else (30.0, 8.0)
     copies = _LEFT + cell_width + max(gap, 24.0)
@@ -132,7 +134,7 @@ def _cells(
     """The base layers of ``part`` as coloured cells upwards from ``level``."""
     height = layout.cell_height - layout.gap
     labelled = set(layout.labels(part.start, part.stop))
-    size = min(8.5, max(layout.cell_height * 0.74, 7.0))
+    size = 8.0 if layout.is_fine else min(8.5, layout.cell_height * 0.78)
     numbers = []
     for source in range(part.start, part.stop):
         at = level + source - part.start
@@ -167,7 +169,12 @@ def _base(plan: LayerPlan, layout: _Layout) -> Iterator[str]:
         x = layout.base_x - 5
         yield svg.element("path", d=f"M{x:.1f} {low:.1f}H{x - 3:.1f}V{high:.1f}H{x:.1f}", class_="bracket")
         middle = (low + high) / 2 + 3
-        if last_label - middle >= 10:
+        if low - high >= 90 and count == 2:
+            y = middle - 3
+            name = f"{format_runs(layers)} stand twice"
+            yield svg.text(x - 8, y, name, 9.5, text_anchor="middle", transform=f"rotate(-90 {x - 8:.1f} {y:.1f})")
+            last_label = high
+        elif last_label - middle >= 10:
             yield svg.text(x - 6, middle, f"\u00d7{count}", 9, text_anchor="end")
             last_label = middle
 
@@ -177,7 +184,7 @@ def _bands(plan: LayerPlan, layout: _Layout) -> Iterator[str]:
     for x, part in zip(layout.copies_x, plan.slices, strict=True):
         top = layout.edge(part.target_start + part.num_layers) + layout.gap / 2
         height = part.num_layers * layout.cell_height - layout.gap
-        left = x + layout.cell_width / 2
+        left = x + layout.cell_width
         yield svg.element("rect", x=left, y=top, width=layout.target_x - left, height=height, class_="band")
 
 
@@ -189,9 +196,9 @@ def _copy(plan: LayerPlan, layout: _Layout, i: int, part: Slice) -> Iterator[str
                 yield from _ghosts(layout, x, bottom, start, stop)
     yield from _cells(layout, plan, x, part, part.target_start)
     if layout.folded:
-        if i < 2:
-            top = max(other.target_start + other.num_layers for other in plan.slices[i::2])
-            yield from _heading(layout, x, top, "slices", "1, 3, 5 \u2026" if i == 0 else "2, 4, 6 \u2026")
+        if i == 0:
+            middle = (x + layout.copies_x[1]) / 2
+            yield from _heading(layout, middle, plan.num_target_layers, f"{len(plan.slices)} slices", "in turn")
         return
     top = bottom + n
     if _is_upscale(plan):
@@ -210,15 +217,15 @@ def _ghosts(layout: _Layout, x: float, bottom: int, start: int, stop: int) -> It
         f"h{layout.cell_width - 0.7:.1f}v{height:.1f}h{0.7 - layout.cell_width:.1f}z"
         for layer in range(start, stop)
     ]
-    if layout.cell_height < 8.5:  # too fine for one box a layer: one around all of them
+    if layout.is_fine:  # too fine for one box a layer: one around all of them
         tall = (stop - start) * layout.cell_height - 2 * inset
         boxes = [
             f"M{x + 0.35:.1f} {layout.edge(bottom + stop) + inset:.1f}"
             f"h{layout.cell_width - 0.7:.1f}v{tall:.1f}h{0.7 - layout.cell_width:.1f}z"
         ]
     yield svg.element("path", d="".join(boxes), class_="ghost")
-    for layer in layout.labels(start, stop):
-        yield _number(layout, x, bottom + layer, layer, min(8.0, max(layout.cell_height * 0.7, 6.5)), class_="faint")
+    for layer in () if layout.is_fine else range(start, stop):
+        yield _number(layout, x, bottom + layer, layer, min(8.0, layout.cell_height * 0.74), class_="faint")
 
 
 def _target(plan: LayerPlan, layout: _Layout) -> Iterator[str]:
@@ -242,7 +249,8 @@ def _seams(plan: LayerPlan, layout: _Layout) -> Iterator[str]:
         yield svg.text(right + 12, y + 10, f"layer distance {seam.layer_distance}", 9.5)
         last_label = y
     if num_unnamed:
-        yield svg.text(right + 12, layout.edge(plan.num_target_layers) + 8, f"and {num_unnamed} seams more", 9.5)
+        y = layout.edge(plan.num_target_layers) - 17
+        yield svg.text(right + 12, y, f"+ {_counted(num_unnamed, 'more seam')}", 9.5)
 
 
 def _legend(plan: LayerPlan, layout: _Layout) -> Iterator[str]:

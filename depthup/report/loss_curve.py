@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ Points = list[tuple[float, float]]
 
 _MOST_POINTS = 300  # a longer training curve is drawn as means of equally many steps
 _TOP, _BOTTOM, _LEFT = 46, 36, 44
-_LABEL_GAP = 27.0  # two lines of one label
+_LINE = 13.0  # of a label
 _RATE_HEIGHT, _RATE_GAP = 46, 40
 
 
@@ -85,10 +86,12 @@ def loss_curve_svg(
         return ""
     references = [(name, loss) for name, loss in reference_losses if math.isfinite(loss)]
     names = [*(one.name for one in series), *(name for name, _ in references)]
-    label_width = min(max(6.3 * max(map(len, names)) + 22, 64), 0.3 * width)
+    label_width = min(max(6.6 * max(map(len, names)) + 22, 64), 0.3 * width)
+    label_lines = {name: _wrapped(name, int((label_width - 18) / 6.6)) for name in names}
+    label_height = _LINE * (max(map(len, label_lines.values())) + 1) + 2
     losses = [loss for one in series for _, loss in (*one.training, *one.held_out)] + [loss for _, loss in references]
     margin = max(0.06 * (max(losses) - min(losses)), 0.01)
-    height = max(0.36 * width, 215.0, _LABEL_GAP * len(names))
+    height = max(0.36 * width, 215.0, label_height * len(names))
     most_tokens = max(max(tokens for tokens, _ in (*one.training, *one.held_out)) for one in series)
     axes = _Axes(
         _LEFT, width - label_width, _TOP, _TOP + height, max(most_tokens, 1), min(losses) - margin, max(losses) + margin
@@ -96,7 +99,8 @@ def loss_curve_svg(
     rates = any(one.learning_rate for one in series)
     bottom = axes.bottom + (_RATE_GAP + _RATE_HEIGHT if rates else 0)
     content = [
-        *_frame(axes, bottom), *_legend(series, num_merged), *_labels(axes, series, references, width),
+        *_frame(axes, bottom), *_legend(series, num_merged),
+        *_labels(axes, series, references, label_lines, label_height),
         *(line for one in series for line in _lines(axes, one)), *(_rates(axes, series, bottom) if rates else ()),
     ]  # fmt: skip
     return svg.document(
@@ -151,7 +155,7 @@ def _frame(axes: _Axes, bottom: float) -> Iterator[str]:
         y = axes.y(loss)
         yield svg.element("path", d=f"M{axes.left:.1f} {y:.1f}H{axes.right:.1f}", class_="rule")
         yield svg.text(axes.left - 7, y + 4, f"{loss:.{decimals}f}", 11, text_anchor="end")
-    for tokens in svg.nice_ticks(0, axes.most_tokens, max(2, int((axes.right - axes.left) / 78))):
+    for tokens in svg.nice_ticks(0, axes.most_tokens, max(2, int((axes.right - axes.left) / 56))):
         x = axes.x(tokens)
         yield svg.element("path", d=f"M{x:.1f} {bottom:.1f}v5", class_="rule")
         yield svg.text(x, bottom + 17, format_compact(tokens), 11, text_anchor="middle")
@@ -192,24 +196,34 @@ def _lines(axes: _Axes, one: _Series) -> Iterator[str]:
 
 
 def _labels(
-    axes: _Axes, series: Sequence[_Series], references: Sequence[tuple[str, float]], width: float
+    axes: _Axes,
+    series: Sequence[_Series],
+    references: Sequence[tuple[str, float]],
+    label_lines: Mapping[str, list[str]],
+    label_height: float,
 ) -> Iterator[str]:
     """The reference lines, and at the right the name and last value of each line, moved apart where they meet."""
     ends = [(one.name, one.css, *one.last) for one in series]
     ends += [(name, "m", axes.most_tokens, loss) for name, loss in references]
-    placed = svg.spread([axes.y(loss) for *_, loss in ends], _LABEL_GAP, axes.top + 8, axes.bottom - 14)
-    most_characters = int((width - axes.right - 16) / 6.0)
+    wanted = [axes.y(loss) for *_, loss in ends]
+    placed = svg.spread(wanted, label_height, axes.top + 8, axes.bottom + 14 - label_height)
+    left = axes.right + 16
     for (name, css, tokens, loss), y in zip(ends, placed, strict=True):
+        x_end = axes.x(tokens)
         if css == "m":
-            across = svg.element("path", d=f"M{axes.left:.1f} {axes.y(loss):.1f}H{axes.right:.1f}", class_="reference")
-            yield across
-        start = f"M{axes.x(tokens) + 6 * (css != 'm'):.1f} {axes.y(loss):.1f}"
-        yield svg.element("g", svg.element("path", d=f"{start}L{axes.right + 12:.1f} {y:.1f}", class_="leader"),
-                          class_=css)  # fmt: skip
-        short = name if len(name) <= most_characters else name[: most_characters - 1].rstrip() + "\u2026"
-        label = svg.text(axes.right + 16, y, short, 11.5, class_="series")
-        yield svg.element("g", svg.tooltip(f"{name}: {format_loss(loss)}"), label, class_=css)
-        yield svg.text(axes.right + 16, y + 12.5, format_loss(loss), 11)
+            yield svg.element("path", d=f"M{axes.left:.1f} {axes.y(loss):.1f}H{axes.right:.1f}", class_="reference")
+        else:
+            x_end += 6  # beside the marker
+        leader = svg.element("path", d=f"M{x_end:.1f} {axes.y(loss):.1f}L{left - 4:.1f} {y:.1f}", class_="leader")
+        lines = label_lines[name]
+        words = [svg.text(left, y + _LINE * i, line, 11.5, class_="series") for i, line in enumerate(lines)]
+        yield svg.element("g", svg.tooltip(f"{name}: {format_loss(loss)} nats per token"), leader, *words, class_=css)
+        yield svg.text(left, y + _LINE * len(lines), format_loss(loss), 11)
+
+
+def _wrapped(name: str, width: int) -> list[str]:
+    """A name on at most two lines of ``width`` characters."""
+    return textwrap.wrap(name, max(width, 6), max_lines=2, placeholder="\u2026") or [name]
 
 
 def _rates(axes: _Axes, series: Sequence[_Series], bottom: float) -> Iterator[str]:

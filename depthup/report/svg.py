@@ -11,11 +11,11 @@ from .text import visible
 FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'Noto Sans',sans-serif"
 NUM_SERIES = 6
 _LIGHT = {
-    "ink": "#1c2128", "muted": "#5b6470", "line": "#d5d9df", "band": "#eceff3", "accent": "#c2264b",
+    "ink": "#1c2128", "muted": "#5b6470", "line": "#d5d9df", "accent": "#c2264b",
     "s0": "#2f5fd0", "s1": "#b4560b", "s2": "#14806b", "s3": "#8a3fc0", "s4": "#a3283f", "s5": "#5d6b1a",
 }  # fmt: skip
 _DARK = {
-    "ink": "#e7eaee", "muted": "#9aa4b1", "line": "#363c45", "band": "#20252c", "accent": "#ff7d97",
+    "ink": "#e7eaee", "muted": "#9aa4b1", "line": "#363c45", "accent": "#ff7d97",
     "s0": "#86aaff", "s1": "#f2a15c", "s2": "#4fc9ae", "s3": "#c79bf2", "s4": "#ff8f9f", "s5": "#b9c765",
 }  # fmt: skip
 _RULES = f"""\
@@ -23,7 +23,7 @@ svg.fig text{{font-family:{FONT};fill:var(--muted);font-variant-numeric:tabular-
 svg.fig .head{{fill:var(--ink);font-weight:600}}
 svg.fig .ghost{{fill:none;stroke:var(--muted);stroke-opacity:.45;stroke-dasharray:2 1.6;stroke-width:.7}}
 svg.fig .faint{{fill-opacity:.75}}
-svg.fig .band{{fill:var(--band)}}
+svg.fig .band{{fill:#7d8998;fill-opacity:.14}}
 svg.fig .rule{{stroke:var(--line);stroke-width:1;fill:none}}
 svg.fig .bracket{{stroke:var(--muted);stroke-width:1;fill:none}}
 svg.fig .seam{{stroke:var(--accent);stroke-width:1.4;stroke-dasharray:4 3;fill:none}}
@@ -106,7 +106,7 @@ def layer_colours(index: int, count: int) -> tuple[str, str]:
     """
     position = index / (count - 1) if count > 1 else 0.35
     lightness, chroma, hue = 0.43 + 0.43 * position, 0.105, math.radians(292 - 180 * position)
-    return _hex(lightness, chroma * math.cos(hue), chroma * math.sin(hue)), "#fff" if lightness < 0.63 else "#10151c"
+    return _hex(lightness, chroma * math.cos(hue), chroma * math.sin(hue)), "#fff" if lightness < 0.563 else "#05080d"
 
 
 def _hex(lightness: float, a: float, b: float) -> str:
@@ -124,7 +124,7 @@ def _hex(lightness: float, a: float, b: float) -> str:
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round values within ``[low, high]``, at most about ``most`` of them, at steps of 1, 2 or 5 times a power of 10."""
+    """Round values within ``[low, high]``, about ``most`` at most, in steps of 1, 2 or 5 times a power of 10."""
     if not high > low:
         return [low]
     rough = (high - low) / max(most, 1)

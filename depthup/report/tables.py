@@ -71,8 +71,10 @@ def _one_line(text: str) -> str:
 def _terminal_width(text: str) -> int:
     """Columns that the text takes: two for wide characters and emoji, none for combining marks."""
     return sum(
-        0 if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf")
-        else 2 if unicodedata.east_asian_width(character) in "WF"
+        0
+        if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf")
+        else 2
+        if unicodedata.east_asian_width(character) in "WF"
         else 1
         for character in text
     )

@@ -9,25 +9,21 @@ _BIDI_CONTROLS = frozenset((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
 
 
 def visible(text: str) -> str:
-    """Make text safe to print: control characters become visible signs, newlines and tabs stay as they are.
+    """Make text safe to print: control characters become visible, newlines and tabs stay as they are.
 
-    ASCII controls become their Unicode control pictures (NUL is ``␀``, escape is ``␛``); what has no picture and
-    cannot stand in HTML or XML, or would turn the text around it (bidirectional overrides), becomes ``\\ufffd``.
+    What steers a terminal, cannot stand in HTML or XML, cannot be encoded, or turns the direction of the text
+    around it is written as its escape, as in ``\\x1b`` or ``\\u202e``. A carriage return before a newline is dropped.
     """
     return "".join(_visible_character(character) for character in text.replace("\r\n", "\n"))
 
 
 def _visible_character(character: str) -> str:
     code = ord(character)
-    if character in "\n\t":
-        return character
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "\u2421"
-    is_control = code < 0xA0 and code > 0x7E
+    is_control = (code < 0x20 and character not in "\n\t") or 0x7F <= code < 0xA0
     is_no_character = 0xD800 <= code < 0xE000 or code & 0xFFFE == 0xFFFE
-    return "\ufffd" if is_control or is_no_character or code in _BIDI_CONTROLS else character
+    if is_control or is_no_character or code in _BIDI_CONTROLS:
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return character
 
 
 def perplexity(loss: float) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +49,6 @@ def save_state(folder: Path, model: nn.Module, optimizer: Optimizer, counters: d
 
 def load_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, int] | None:
     """Restore the newest whole state into model and optimizer; returns its counters, or None if there is none."""
-    import json
-
     whole = sorted(path for path in folder.glob("step-*") if (path / _COMMIT).exists())
     if not whole:
         return None
@@ -60,9 +61,9 @@ def load_state(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str
     return counters
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801 - used as a with-statement
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
     """Silence torch's note that no process group is in use: one device is what is meant here."""
-
-    def __enter__(self) -> None:  # type: ignore[override]
-        super().__enter__()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
+        yield

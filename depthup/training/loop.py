@@ -77,9 +77,8 @@ def train(
 ) -> TrainResult:
     """Train ``model`` in place.
 
-    Writes ``metrics.jsonl`` (a line a step: loss in nats per target token, learning rate, gradient norm, tokens seen,
-    tokens per second; and a line for each held-out loss) and ``state/`` into ``folder``. Called again with the same
-    arguments and folder, it goes on where it was stopped, and ends as if it had not been (to the bit on CPU).
+    Writes ``metrics.jsonl`` (a line for each step and each held-out loss) and ``state/`` into ``folder``. Called again
+    with the same arguments and folder, it goes on where it was stopped and ends as if it were not, on CPU to the bit.
 
     Args:
         model: On its device, parameters in float32.
@@ -115,14 +114,10 @@ def train(
             measure()
             bar.unpause()
         while step < num_steps:
-            started = time.perf_counter()
             batch = rows.batch_of_step(step, settings.rows_per_step, settings.seed)
             values = train_step(model, optimizer, objective, batch, settings, step)
-            step += 1
-            tokens_seen += batch.num_targets
-            seconds = time.perf_counter() - started
-            values |= {"tokens_seen": tokens_seen, "tokens_per_second": batch.num_targets / seconds}
-            metrics.write({"step": step} | values)
+            step, tokens_seen = step + 1, tokens_seen + batch.num_targets
+            metrics.write({"step": step, "tokens_seen": tokens_seen, **values})
             bar.set_postfix(loss=f"{values['loss']:.3f}", tok_s=f"{values['tokens_per_second']:.0f}", refresh=False)
             bar.update()
             if step == num_steps or (settings.eval_every and step % settings.eval_every == 0):
@@ -146,11 +141,12 @@ def train_step(
     """One optimiser update on a global batch; each target token has the same weight, however rows are split.
 
     Returns:
-        ``loss`` (nats per target token), ``learning_rate``, ``grad_norm`` (before clipping).
+        ``loss`` (nats per target token), ``learning_rate``, ``grad_norm`` (before clipping), ``tokens_per_second``.
 
     Raises:
         TrainingError: Loss or gradient norm is not finite; no parameter was changed.
     """
+    started = time.perf_counter()
     model.train()
     rate = settings.learning_rate * settings.schedule.factor(step)
     for group in optimizer.param_groups:
@@ -175,7 +171,7 @@ def train_step(
         )
     optimizer.step()
     optimizer.zero_grad()
-    return values
+    return values | {"tokens_per_second": batch.num_targets / (time.perf_counter() - started)}
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -200,12 +196,9 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
         requested = True
         tqdm.write("stopping after this step, the state will be saved (again to stop at once)")
 
-    previous: dict[int, Any] = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    except ValueError:
-        pass  # not in the main thread: signals are the caller's
+    previous: dict[signal.Signals, Any] = {}
+    with contextlib.suppress(ValueError):  # not in the main thread: signals are the caller's
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: requested
     finally:

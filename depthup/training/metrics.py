@@ -15,7 +15,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, resumed_step: int = 0) -> None:
         found = read_metrics(path) if path.exists() else ()
-        kept = [line for line in found if 0 < resumed_step and line["step"] <= resumed_step]
+        kept = [line for line in found if resumed_step > 0 and line["step"] <= resumed_step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the run
 

@@ -72,7 +72,7 @@ def test_whole_checkpoints_give_no_finding(base, family: str, tmp_path: Path) ->
     folder = base(family)
     assert messages(folder) == [] and prove_loading(folder).whole
     upscale(folder, tmp_path / "target", LayerPlan.upscale(pico.NUM_LAYERS, 2))
-    assert messages(tmp_path / "target") == []
+    assert messages(tmp_path / "target") == [] and prove_loading(tmp_path / "target").whole
 
 
 @pytest.mark.parametrize("shard_size", [None, "60KB"])
@@ -87,9 +87,9 @@ def test_sharded_and_cached_checkpoints_give_no_finding(base, shard_size: str | 
 # (None: the fault is not one of loading, or transformers raises).
 FAULTS = {
     "depth too small, as mergekit may leave it":
-        ("llama", {}, config(num_hidden_layers=5), "num_hidden_layers = 5, the weights: model.layers has layers 0-6", True),
+        ("llama", {}, config(num_hidden_layers=5), "= 5, the weights: model.layers has layers 0-6", True),
     "depth too large":
-        ("llama", {}, config(num_hidden_layers=9), "num_hidden_layers = 9, the weights: model.layers has layers 0-6", True),
+        ("llama", {}, config(num_hidden_layers=9), "= 9, the weights: model.layers has layers 0-6", True),
     "no depth": ("llama", {}, config(num_hidden_layers=...), "the config states no depth", None),
     "layer_types of the base's length":
         ("qwen3", {}, config(layer_types=["full_attention"] * 5), "lists 5 layer_types for 7 layers", None),
@@ -97,7 +97,7 @@ FAULTS = {
         ("qwen3_moe", {}, config(mlp_only_layers=[7]), "names layer 7 in mlp_only_layers, the last layer is 6", None),
     "one lost layer": ("llama", {}, drop("layers.3."), "model.layers has layers 0-6 with 1 missing", True),
     "the lost last layer": ("llama", {}, drop("layers.6."), "the weights: model.layers has layers 0-5", True),
-    "one lost tensor": ("llama", {}, drop("layers.3.mlp.up_proj"), "model.layers.3.mlp.up_proj.weight is missing", True),
+    "one lost tensor": ("llama", {}, drop("layers.3.mlp.up_proj"), "layers.3.mlp.up_proj.weight is missing", True),
     "one lost norm of the queries (config without lists)":
         ("olmo2", {}, drop("layers.2.self_attn.q_norm"), "model.layers.2.self_attn.q_norm.weight is missing", True),
     "one lost norm of the queries (config with layer_types)":
@@ -105,18 +105,18 @@ FAULTS = {
     "one lost tensor among two kinds of attention":
         ("gemma2", {}, drop("layers.2.mlp.up_proj"), "model.layers.2.mlp.up_proj.weight is missing", True),
     "a tensor that only one layer has":
-        ("llama", {}, lambda f: rewrite(f, lambda t: t.update({"model.layers.1.extra": pico.Raw("F32", (1,), bytes(4))})),
+        ("llama", {}, lambda f: rewrite(f, lambda t: t.update({"model.layers.1.extra": pico.Raw("U8", (1,), b"x")})),
          "model.layers.1.extra exists, most other layers have no such tensor", True),
     "a tensor of another shape":
-        ("llama", {}, misshape("model.layers.4.mlp.up_proj.weight"), "has the shape (4, 5), most other layers (48, 32)", True),
+        ("llama", {}, misshape("model.layers.4.mlp.up_proj.weight"), "(4, 5), most other layers (48, 32)", True),
     "a tensor of another shape (config with layer_types)":
         ("qwen3", {}, misshape("model.layers.4.mlp.up_proj.weight"), "has the shape (4, 5)", True),
     "no head": ("llama", {}, lambda f: drop("lm_head")(config(tie_word_embeddings=False)(f)), "there is no head", True),
     "a stale shard": ("llama", SHARDED, stale_shard, "model-00001-of-00099.safetensors is not named by", None),
     "a tensor that the index forgot":
-        ("llama", SHARDED, reindex(lambda m: m.pop("model.norm.weight")), "not in the index, so it will not be loaded", None),
+        ("llama", SHARDED, reindex(lambda m: m.pop("model.norm.weight")), "so it will not be loaded", None),
     "an index naming an absent tensor":
-        ("llama", SHARDED, reindex(lambda m: m.update({"model.gone": min(m.values())})), "the index puts 'model.gone'", None),
+        ("llama", SHARDED, reindex(lambda m: m.update({"model.gone": min(m.values())})), "puts 'model.gone'", None),
     "an index naming the wrong shard":
         ("llama", SHARDED, reindex(swap_in_index), "the index puts 'model.norm.weight'", None),
     "a missing shard": ("llama", SHARDED, lambda f: max(f.glob("*.safetensors")).unlink(), "shards are missing", None),
@@ -149,7 +149,8 @@ def test_all_faults_of_shards_are_found_at_once(base, tmp_path: Path) -> None:
     shards = sorted(folder.glob("*.safetensors"))
     shards[0].write_bytes(b"")
     shards[2].write_bytes(shards[2].read_bytes()[:-1])
-    assert [shard.name in message for shard, message in zip(shards[::2], messages(folder), strict=False)] == [True, True]
+    found = messages(folder)
+    assert len(found) == 2 and shards[0].name in found[0] and shards[2].name in found[1]
 
 
 @pytest.mark.parametrize(

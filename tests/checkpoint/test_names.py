@@ -96,7 +96,7 @@ def test_of_several_stacks_one_must_be_chosen() -> None:
     with pytest.raises(CheckpointError, match=r"several stacks.*model.encoder.layers \(2 layers\)[\s\S]*--stack"):
         find_stack(names, config)
     assert find_stack(names, config, prefix="model.decoder.layers").num_layers == 4
-    with pytest.raises(CheckpointError, match=r"called 'model.layers'[\s\S]*model.encoder.layers, model.decoder.layers"):
+    with pytest.raises(CheckpointError, match=r"called 'model.layers'[\s\S]*encoder.layers, model.decoder.layers"):
         find_stack(names, config, prefix="model.layers")
 
 

@@ -130,14 +130,8 @@ def test_a_corrupt_file_is_named_with_the_next_step(kind: str, tmp_path: Path) -
     (tmp_path / SINGLE_NAME).write_bytes(CORRUPT[kind])
     with pytest.raises(CheckpointError) as caught:
         read_header(tmp_path, SINGLE_NAME)
-    assert str(tmp_path / SINGLE_NAME) in caught.value.problem and "not a whole safetensors file" in caught.value.problem
+    assert f"{tmp_path / SINGLE_NAME} is not a whole safetensors file" in caught.value.problem
     assert len(caught.value.problem) < 600 and caught.value.next_step == "download this file again"
-
-
-@pytest.mark.parametrize("kind", sorted(CORRUPT.keys() - {"two tensors of one name"}))
-def test_the_library_refuses_these_files_as_well(kind: str) -> None:
-    with pytest.raises(safetensors.SafetensorError):
-        safetensors.deserialize(CORRUPT[kind])
 
 
 ONLY_LIBRARY_REFUSES = {
@@ -148,10 +142,14 @@ ONLY_LIBRARY_REFUSES = {
 }
 
 
+@pytest.mark.parametrize("kind", sorted((CORRUPT | ONLY_LIBRARY_REFUSES).keys() - {"two tensors of one name"}))
+def test_the_library_refuses_these_files_as_well(kind: str) -> None:
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.deserialize((CORRUPT | ONLY_LIBRARY_REFUSES)[kind])
+
+
 @pytest.mark.parametrize("kind", ONLY_LIBRARY_REFUSES)
 def test_what_the_library_refuses_is_refused(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(safetensors.SafetensorError):
-        safetensors.deserialize(ONLY_LIBRARY_REFUSES[kind])
     (tmp_path / SINGLE_NAME).write_bytes(ONLY_LIBRARY_REFUSES[kind])
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         read_header(tmp_path, SINGLE_NAME)
@@ -164,10 +162,10 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-EDITS = st.lists(st.tuples(st.integers(0, 10_000), st.sampled_from(["set", "cut", "put"]), st.binary(max_size=4)), max_size=6)
+EDIT = st.tuples(st.integers(0, 10_000), st.sampled_from(["set", "cut", "put"]), st.binary(max_size=4))
 
 
-@given(edits=EDITS)
+@given(edits=st.lists(EDIT, max_size=6))
 @settings(max_examples=400, deadline=None)
 def test_a_damaged_file_is_read_as_the_library_reads_it_or_is_a_checkpoint_error(scratch: Path, edits) -> None:
     data = (scratch / "whole").read_bytes()
@@ -226,7 +224,7 @@ def test_missing_shards_are_counted_and_the_first_is_named(copy: Path) -> None:
     shards = sorted(copy.glob("*.safetensors"))
     for shard in shards[1:3]:
         shard.unlink()
-    with pytest.raises(CheckpointError, match=rf"2 of {len(shards)} shards are missing.*{shards[1].name}[\s\S]*download"):
+    with pytest.raises(CheckpointError, match=rf"2 of {len(shards)} shards are .*{shards[1].name}[\s\S]*download"):
         open_checkpoint(copy)
 
 
@@ -289,7 +287,7 @@ def test_no_folder_and_no_config_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_single_file_beside_an_index_is_refused_as_transformers_would_load_the_single_file(copy: Path) -> None:
     pico.write_tensors(copy / SINGLE_NAME, TWO)  # what a sharded save leaves when a smaller one overwrites it, and back
-    with pytest.raises(CheckpointError, match="model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         open_checkpoint(copy)
 
 

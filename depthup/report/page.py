@@ -1,0 +1,167 @@
+"""The report page: one HTML file that needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..layers import LayerPlan
+from . import text
+from .figures import layer_map_svg, loss_curve_svg
+from .svg import figure_style
+from .tables import MODEL_HEADERS, model_cells
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One line of the main table."""
+
+    name: str
+    description: str
+    num_layers: int
+    num_parameters: int
+    tokens_seen: int  # since the base; 0 for the base and the untrained target
+    loss: float  # held-out, in nats per token; perplexity is exp(loss)
+    num_held_out_tokens: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training run; each point is (tokens seen, value), losses in nats per token."""
+
+    name: str
+    training: tuple[tuple[int, float], ...]  # each step
+    held_out: tuple[tuple[int, float], ...]
+    learning_rate: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One prompt, continued by each model."""
+
+    prompt: str
+    continuations: tuple[tuple[str, str], ...]  # (model name, text)
+
+
+@dataclass(frozen=True)
+class StageCard:
+    """One stage of the lineage."""
+
+    name: str
+    kind: str
+    fingerprint: str
+    seconds: float
+    inputs: tuple[str, ...]  # names of stages
+    settings: tuple[tuple[str, str], ...]  # flattened key, value
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page shows. A part that is empty leaves its section out."""
+
+    title: str
+    summary: str
+    notes: tuple[str, ...]  # what this shows and does not show
+    plan: LayerPlan | None
+    rows: tuple[ModelRow, ...]
+    reference_losses: tuple[tuple[str, float], ...]  # name and nats per token, drawn as horizontal lines
+    curves: tuple[Curve, ...]
+    generations: tuple[Generation, ...]
+    stages: tuple[StageCard, ...]
+    environment: tuple[tuple[str, str], ...]  # versions, device
+
+
+@dataclass(frozen=True)
+class _KeyFigure:
+    """A model's loss written large."""
+
+    name: str
+    loss: str  # nats per token
+    perplexity: str
+    difference: str  # against the first model, in nats per token; empty for the first
+    tone: str  # "better", "worse" or ""
+
+
+def render_page(report: Report) -> str:
+    """The report as one HTML document.
+
+    Every value is escaped, and control characters are made visible (:func:`depthup.report.text.visible`).
+    """
+    environment = Environment(
+        loader=PackageLoader("depthup.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    filters: dict[str, Callable[..., Any]] = {"seconds": text.format_seconds, "count": text.format_count}
+    environment.filters.update(filters)
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        style=Markup(figure_style()),
+        layer_map=Markup(layer_map_svg(report.plan)) if report.plan else None,
+        plan_facts=_plan_facts(report.plan) if report.plan else (),
+        loss_curves=_loss_curves(report),
+        key_figures=_key_figures(report.rows),
+        headers=MODEL_HEADERS,
+        table=[(row, model_cells(row)) for row in report.rows],
+        held_out_tokens=sorted({row.num_held_out_tokens for row in report.rows}),
+        stage_numbers={stage.name: number for number, stage in enumerate(report.stages, 1)},
+    )
+
+
+def _finalize(value: object) -> object:
+    """Every value on its way into the page: text that is not markup has its control characters made visible."""
+    return text.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _loss_curves(report: Report) -> tuple[tuple[str, Markup], ...]:
+    """The loss curve for wide and for narrow screens (the page shows one), or nothing."""
+    widths = (("wide", 760), ("narrow", 370))
+    figures = [(name, loss_curve_svg(report.curves, report.reference_losses, width=width)) for name, width in widths]
+    return tuple((name, Markup(figure)) for name, figure in figures if figure)
+
+
+def _key_figures(rows: tuple[ModelRow, ...]) -> list[_KeyFigure]:
+    """The loss of each model, and how far it is from the first one."""
+    figures = []
+    for row in rows:
+        difference = row.loss - rows[0].loss
+        figures.append(
+            _KeyFigure(
+                row.name,
+                text.format_loss(row.loss),
+                text.format_perplexity(text.perplexity(row.loss)),
+                "" if row is rows[0] else text.format_difference(difference),
+                "worse" if difference > 0 else "better" if difference < 0 else "",
+            )
+        )
+    return figures
+
+
+def _plan_facts(plan: LayerPlan) -> tuple[tuple[str, str], ...]:
+    """What the layer map shows, in words and numbers."""
+    slices = _shortened(plan.text.split(","))
+    seams = _shortened([f"{seam.below}|{seam.above}, layer distance {seam.layer_distance}" for seam in plan.seams])
+    duplicated = text.format_runs(plan.duplicated)
+    facts = [
+        ("Base", f"{plan.num_base_layers} layers"),
+        ("Target", f"{plan.num_target_layers} layers"),
+        ("Plan", (", " if len(slices) < 4 else "\n").join(slices)),
+        ("Seam" if len(plan.seams) == 1 else "Seams", "\n".join(seams) or "none"),
+        ("Stand more than once", f"{len(plan.duplicated)} layers: {duplicated}" if duplicated else "none"),
+    ]
+    if plan.unused:
+        facts.append(("Not used", f"{len(plan.unused)} layers: {text.format_runs(plan.unused)}"))
+    return tuple(facts)
+
+
+def _shortened(lines: list[str], most: int = 12) -> list[str]:
+    """The first lines, and how many are left out."""
+    return lines if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more"]

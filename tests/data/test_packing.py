@@ -1,0 +1,115 @@
+"""Packing: every token but a document's first is a target once, and no document sees another."""
+
+from __future__ import annotations
+
+import numpy as np
+import pico
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from depthup.data.packing import IGNORED, Batch, pack
+from depthup.data.sources import Document
+from depthup.data.tokens import TokenizedDocuments, sample, write_tokens
+from depthup.errors import DataError
+from depthup.training.objectives import causal_lm
+
+
+def documents(lengths: list[int], seed: int = 0) -> TokenizedDocuments:
+    tokens = np.random.default_rng(seed).integers(1, pico.VOCAB_SIZE, sum(lengths)).astype(np.int32)
+    return TokenizedDocuments(tokens, np.cumsum([0, *lengths]))
+
+
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=40), st.integers(2, 33))
+@settings(max_examples=60, deadline=None)
+def test_every_token_but_the_first_of_a_document_is_a_target_once(lengths: list[int], row_tokens: int) -> None:
+    docs = documents(lengths)
+    if max(lengths) < 2:
+        with pytest.raises(DataError):
+            pack(docs, row_tokens)
+        return
+    rows = pack(docs, row_tokens)
+    expected = sorted(
+        token for begin, end in zip(docs.offsets, docs.offsets[1:], strict=False)
+        for token in docs.tokens[begin + 1 : end].tolist()
+    )  # fmt: skip
+    labels = np.concatenate([batch.labels.ravel() for batch in rows.in_order(3)])
+    assert sorted(labels[labels != IGNORED].tolist()) == expected
+    assert rows.num_targets == len(expected) == sum(length - 1 for length in lengths)
+
+
+@given(st.lists(st.integers(2, 40), min_size=1, max_size=40))
+@settings(max_examples=40, deadline=None)
+def test_positions_restart_where_a_piece_begins_and_labels_are_the_next_token(lengths: list[int]) -> None:
+    for batch in pack(documents(lengths), 40).in_order(4):
+        inside = batch.labels[:, :-1] != IGNORED
+        assert (batch.labels[:, :-1][inside] == batch.input_ids[:, 1:][inside]).all()
+        assert (batch.position_ids[:, 1:][inside] == batch.position_ids[:, :-1][inside] + 1).all()
+        ends = (batch.labels[:, :-1] == IGNORED) & (batch.labels[:, 1:] != IGNORED)
+        assert (batch.position_ids[:, 1:][ends] == 0).all()
+
+
+def test_best_fit_fills_rows_as_well_as_an_optimal_packing_of_these_lengths() -> None:
+    rows = pack(documents([6, 4, 7, 3, 5, 5, 8, 2]), 10)
+    assert rows.num_rows == 4  # 40 tokens, 4 rows of 10: 8+2, 7+3, 6+4, 5+5
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma2", "gpt2"])
+def test_packed_loss_is_the_loss_of_the_documents_alone(family: str) -> None:
+    model = pico.model(family)
+    docs = documents([9, 5, 14, 3, 7, 2, 11])
+    packed = sum(causal_lm(model, batch).item() for batch in pack(docs, 16).in_order(2))
+    alone = 0.0
+    for begin, end in zip(docs.offsets, docs.offsets[1:], strict=False):
+        ids = torch.tensor(docs.tokens[None, begin:end].astype(np.int64))
+        # transformers' own loss, a mean over the document's targets
+        alone += model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    assert packed == pytest.approx(alone, rel=1e-5)
+
+
+def test_without_document_mask_documents_see_one_another() -> None:
+    model = pico.model("llama")
+    docs = documents([9, 7])
+    masked, open_rows = (next(pack(docs, 16, mask).in_order(1)) for mask in (True, False))
+    assert (masked.input_ids == open_rows.input_ids).all()
+    assert abs(causal_lm(model, masked).item() - causal_lm(model, open_rows).item()) > 1e-3
+
+
+def test_each_epoch_is_a_permutation_and_steps_are_a_function_of_seed_and_step() -> None:
+    rows = pack(documents([8] * 10), 8)
+
+    def seen(seed: int) -> list[Batch]:
+        return [rows.batch_of_step(step, 4, seed) for step in range(5)]  # 20 rows: two epochs
+
+    ids = np.concatenate([batch.input_ids for batch in seen(3)])
+    every_row = {tuple(row) for row in next(rows.in_order(10)).input_ids.tolist()}
+    for epoch in (ids[:10], ids[10:]):
+        assert {tuple(row) for row in epoch.tolist()} == every_row
+    assert (ids == np.concatenate([batch.input_ids for batch in seen(3)])).all()
+    assert (ids != np.concatenate([batch.input_ids for batch in seen(4)])).any()
+
+
+def test_tokenized_documents_end_with_the_end_of_text_and_decode_to_their_text(tmp_path) -> None:
+    tokenizer = pico.tiny_tokenizer(tmp_path)
+    texts = ["Hello, world.", "Größe — naïve 你好 🙂", "  spaces  \n\ttabs"]
+    made = write_tokens(
+        [Document(str(i), text) for i, text in enumerate(texts)], tokenizer, tokenizer.eos_token_id, tmp_path
+    )
+    for index, text in enumerate(texts):
+        ids = made.tokens[made.offsets[index] : made.offsets[index + 1]].tolist()
+        assert ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(ids[:-1]) == text
+
+
+def test_a_sample_has_the_size_asked_for_and_is_always_the_same() -> None:
+    docs = documents([30] * 20)
+    first, again = sample(docs, 100), sample(docs, 100)
+    assert first.num_tokens == 100
+    assert (first.tokens == again.tokens).all()
+    assert sample(docs, 10_000) is docs
+
+
+def test_no_documents_is_an_error(tmp_path) -> None:
+    with pytest.raises(DataError, match="no document on this side"):
+        write_tokens([], pico.tiny_tokenizer(tmp_path), 0, tmp_path)

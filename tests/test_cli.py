@@ -1,0 +1,132 @@
+"""The command line: exit statuses, messages without tracebacks, and a start that nobody waits for."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pico
+import pytest
+
+from depthup.cli import main, make_parser
+
+REPOSITORY = Path(__file__).parents[1]
+VERBS = ["upscale", "layers", "check", "import", "generate", "run", "status", "report"]
+
+
+def test_help_answers_at_once() -> None:
+    """Under 0.3 s (the median of several: the machine is shared)."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    seconds = []
+    for _ in range(7):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "depthup", "--help"], check=True, capture_output=True, env=environment)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.3, seconds
+    assert statistics.median(seconds) < 1
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_has_help_with_examples(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    assert f"depthup {verb}" in capsys.readouterr().out.split("examples:")[1]
+    assert verb in make_parser().format_help()
+
+
+def test_upscale_then_check_then_check_with_load(base, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "target"
+    assert main(["upscale", str(base("llama")), str(out), "--remove", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "7 -> 10 layers" in said
+    assert "seam" in said
+    assert main(["check", str(out), "--load"]) == 0
+    assert "whole and consistent, and it loads" in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_nothing(base, tmp_path: Path, capsys) -> None:
+    assert main(["upscale", str(base("llama")), str(tmp_path / "out"), "--target-layers", "10", "--dry-run"]) == 0
+    assert "was not written" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_names_each_finding_and_exits_with_1(tmp_path: Path, capsys) -> None:
+    folder = pico.edit_config(pico.checkpoint(tmp_path / "model"), num_hidden_layers=5)
+    assert main(["check", str(folder)]) == 1
+    assert "num_hidden_layers = 5" in capsys.readouterr().out
+    folder = pico.edit_config(pico.checkpoint(tmp_path / "other"), intermediate_size=16)
+    assert main(["check", str(folder)]) == 0  # names and headers are consistent; the model class knows better
+    assert main(["check", str(folder), "--load"]) == 1
+    assert "mismatched on loading: model.layers.0.mlp" in capsys.readouterr().out
+
+
+def test_layers_prints_the_plan_as_text_and_as_json(capsys) -> None:
+    assert main(["layers", "--base-layers", "32", "--remove", "8"]) == 0
+    assert "23|8, layer distance 15" in capsys.readouterr().out
+    assert main(["layers", "--shape", "mistral-7b", "--preset", "solar", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"num_base_layers": 32, "layers": "0-23,8-31"}
+
+
+def test_generate_shows_checkpoints_side_by_side(tmp_path: Path, capsys) -> None:
+    folders = [str(pico.checkpoint(tmp_path / name, tokenizer=True, seed=i)) for i, name in enumerate("ab")]
+    assert main(["generate", *folders, "--prompt", "The sum", "--max-new-tokens", "4"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"── {folder} ── The sum" in said for folder in folders)
+
+
+def test_status_tells_what_a_run_would_do(tmp_path: Path, capsys) -> None:
+    arguments = [str(REPOSITORY / "recipes" / "pico"), "--store", str(tmp_path / "store")]
+    assert main(["status", *arguments]) == 0
+    assert main(["run", *arguments, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 14
+    assert all("missing" in line for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD = [
+    (["upscale", "{llama}", "{out}", "--remove", "4"], "m = 4"),
+    (["upscale", "{llama}", "{out}", "--layers", "0-9"], "names base layer 9, but the base has 7 layers"),
+    (["upscale", "{llama}", "{out}"], "0 plans are given"),
+    (["upscale", "{llama}", "{out}", "--remove", "1", "--preset", "solar"], "2 plans are given"),
+    (["upscale", "{llama}", "{out}", "--preset", "solr"], "did you mean 'solar'"),
+    (["upscale", "{llama}", "{out}", "--remove", "1", "--stack", "model.layer"], "no stack of layers is called"),
+    (["upscale", "{llama}", "{out}", "--remove", "1", "--config-list", "a=b"], "the config has no list 'a'"),
+    (["upscale", "{llama}", "{llama}", "--remove", "1"], "exists"),
+    (["upscale", "no/such/folder/here", "{out}", "--remove", "1"], "there is no folder"),
+    (["layers", "--remove", "1"], "name the base once"),
+    (["import", "nowhere.gguf", "{out}"], "there is no file nowhere.gguf"),
+    (["import", "{llama}/config.json", "{out}"], "is no GGUF file"),
+    (["generate", "no-such-model", "--prompt", "x"], "there is no folder no-such-model"),
+    (["run", "nowhere"], "cannot read the recipe"),
+    (["status", "nowhere"], "cannot read the recipe"),
+    (["report", "{pico}", "--store", "{out}"], "needs 'base-loss', which is missing"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD, ids=[" ".join(arguments)[:50] for arguments, _ in BAD])
+def test_bad_input_is_one_message_and_status_2_and_writes_nothing(base, tmp_path, capsys, arguments, said) -> None:
+    places = {"llama": base("llama"), "out": tmp_path / "out", "pico": REPOSITORY / "recipes" / "pico"}
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("depthup: ")
+    assert said in captured.err
+    assert "Traceback" not in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hub_model_that_cannot_be_had_is_named(tmp_path: Path, capsys) -> None:
+    assert main(["upscale", "someone/no-such-model", str(tmp_path / "out"), "--remove", "1"]) == 2
+    assert "the hub model could not be had" in capsys.readouterr().err
+
+
+def test_the_reference_pages_are_current() -> None:
+    command = [sys.executable, "-m", "depthup.reference", "docs", "--check"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

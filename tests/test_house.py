@@ -1,0 +1,236 @@
+"""The rules of the house, read from the sources: who may import whom, which engine has which door, what starts fast.
+
+To add a room, add its row to ``MAY_IMPORT``; to add a heavy or optional package, its row to ``DOORS``.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import depthup
+
+ROOT = Path(depthup.__file__).parent
+ANY = "*"
+
+# Every room may import these; what they may import themselves stands in the table.
+COMMON = frozenset({"errors", "files", "layers", "models"})
+# room (a package or a module of depthup) -> the others that it may import besides COMMON; a dotted name allows that
+# module alone. A lazy import inside a function counts: it is an edge all the same. TYPE_CHECKING does not.
+MAY_IMPORT: dict[str, frozenset[str]] = {
+    "errors": frozenset(),
+    "layers": frozenset(),
+    "files": frozenset(),
+    "models": frozenset({"checkpoint"}),
+    "presets": frozenset(),
+    "checkpoint": frozenset(),
+    "artifacts": frozenset(),
+    "data": frozenset(),
+    "generation": frozenset(),
+    "growth": frozenset({"checkpoint"}),
+    "merging": frozenset({"checkpoint"}),
+    "probe": frozenset({"checkpoint"}),
+    "conversion": frozenset({"checkpoint"}),
+    "costs": frozenset({"checkpoint"}),
+    "training": frozenset({"data"}),
+    "evaluation": frozenset({"data", "training.objectives"}),
+    "synthesis": frozenset({"generation"}),
+    "contamination": frozenset(),
+    "report": frozenset({"evaluation.scores", "artifacts", "costs"}),
+    "recipe": frozenset({"presets"}),
+    "stages": frozenset({ANY}),
+    "pipeline": frozenset({ANY}),
+    "reference": frozenset({"cli", "recipe"}),
+    "cli": frozenset({ANY}),
+    "__main__": frozenset({"cli"}),
+}
+# The ground floor imports only what stands here.
+GROUND = {"errors": set(), "layers": {"errors"}, "files": {"errors"}, "models": {"errors", "files", "checkpoint"}}
+# Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.
+ABOVE = {
+    "recipe": {"stages", "pipeline", "cli", "reference"},
+    "stages": {"pipeline"},
+    "pipeline": {"cli"},
+    "cli": {"__main__", "reference"},
+    "reference": set(),
+    "__main__": set(),
+}
+# package -> the only modules that may import it (a room stands for all its modules).
+DOORS: dict[str, set[str]] = {
+    "transformers": {"models"},
+    "lm_eval": {"evaluation.harness"},
+    "torch": {"models", "training", "data", "generation", "evaluation", "probe", "merging", "growth.inits",
+              "growth.upcycle", "growth.looped", "conversion", "stages", "pipeline"},
+    "httpx": {"generation.server", "checkpoint.remote"},
+    "huggingface_hub": {"checkpoint.remote"},
+    "pydantic": {"recipe", "artifacts"},
+    "yaml": {"recipe"},
+    "gguf": {"conversion.gguf", "models"},
+    "jinja2": {"report"},
+}  # fmt: skip
+# Modules that must load without torch, even indirectly.
+LIGHT = (
+    "cli", "recipe", "pipeline", "layers", "presets", "checkpoint", "growth.surgery", "artifacts", "costs", "files",
+    "errors", "report",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement: ``where`` imports ``what``; both absolute, in depthup without that prefix."""
+
+    where: str
+    what: str
+    inside: bool  # of depthup
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.where}:{self.line} imports {self.what}"
+
+
+@cache
+def module_names() -> dict[str, Path]:
+    names = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def imports_of(name: str, path: Path) -> Iterator[Import]:
+    tree = ast.parse(path.read_text())
+    skipped = {id(node) for block in ast.walk(tree) if is_type_checking(block) for node in ast.walk(block)}
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                inside = alias.name.split(".")[0] == "depthup"
+                yield Import(name, alias.name.removeprefix("depthup."), inside, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            inside = node.level > 0 or (node.module or "").split(".")[0] == "depthup"
+            origin = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*origin, *([(node.module or "").removeprefix("depthup.")] if node.module else [])])
+            known = module_names()
+            for alias in node.names:
+                full = f"{module}.{alias.name}".strip(".")
+                yield Import(name, full if inside and full in known else module, inside, node.lineno)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+@cache
+def all_imports() -> tuple[Import, ...]:
+    return tuple(found for name, path in module_names().items() for found in imports_of(name, path))
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def within(module: str, names: set[str] | frozenset[str]) -> bool:
+    """Whether a module is one of the names, or stands in one of them."""
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def test_every_room_has_a_row_in_the_table() -> None:
+    rooms = {room(name) for name in module_names() if name}
+    assert rooms <= MAY_IMPORT.keys(), rooms - MAY_IMPORT.keys()
+
+
+def test_rooms_import_only_the_rooms_that_the_table_allows() -> None:
+    wrong = []
+    for found in all_imports():
+        if not found.inside or not found.what or room(found.where) == room(found.what):
+            continue
+        allowed = MAY_IMPORT.get(room(found.where), frozenset()) | COMMON
+        if room(found.where) in GROUND:
+            allowed = GROUND[room(found.where)]
+        if ANY not in allowed and not within(found.what, allowed):
+            wrong.append(str(found))
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_is_imported_from_above() -> None:
+    wrong = [
+        str(found)
+        for found in all_imports()
+        if found.inside and room(found.what) in ABOVE and room(found.where) != room(found.what)
+        and room(found.where) not in ABOVE[room(found.what)]
+    ]  # fmt: skip
+    assert not wrong, "\n".join(wrong)
+
+
+def test_rooms_stand_in_no_circle() -> None:
+    edges: dict[str, set[str]] = {}
+    for found in all_imports():
+        if found.inside and found.what and room(found.where) != room(found.what):
+            edges.setdefault(room(found.where), set()).add(room(found.what))
+    done: set[str] = set()
+    while ready := {name for name, others in edges.items() if name not in done and others - edges.keys() <= others
+                    and not (others & edges.keys()) - done}:  # fmt: skip
+        done |= ready
+    assert done == edges.keys(), f"a circle among {sorted(edges.keys() - done)}"
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_each_engine_has_its_doors(package: str) -> None:
+    wrong = [
+        str(found) for found in all_imports()
+        if not found.inside and room(found.what) == package and not within(found.where, DOORS[package])
+    ]  # fmt: skip
+    assert not wrong, "\n".join(wrong)
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level packages in memory after running code in a fresh interpreter."""
+    code += "\nimport sys; print('loaded:', *{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("loaded:")[2].split())
+
+
+def test_light_rooms_load_no_torch() -> None:
+    modules = sorted(name for name in module_names() if within(name, set(LIGHT)))
+    assert {"cli", "recipe", "layers", "checkpoint.reader", "growth.surgery"} <= set(modules)
+    loaded = loaded_by("; ".join(f"import depthup.{name}" for name in modules))
+    assert not loaded & {"torch", "transformers", "accelerate", "lm_eval", "datasets"}
+
+
+def test_surgery_needs_the_standard_library_alone() -> None:
+    loaded = loaded_by("import depthup.growth.surgery, depthup.checkpoint.check, depthup.presets")
+    assert loaded - set(sys.stdlib_module_names) - {"depthup", "__main__", "sitecustomize"} <= loaded_by("pass")
+
+
+def test_help_loads_neither_torch_nor_pydantic() -> None:
+    code = "import runpy, sys; sys.argv = ['depthup', '--help']\ntry: runpy.run_module('depthup', None, '__main__')\n"
+    loaded = loaded_by(code + "except SystemExit as end: assert not end.code")
+    assert "depthup" in loaded and not loaded & {"torch", "transformers", "pydantic", "numpy", "yaml", "jinja2"}
+
+
+def test_every_module_states_what_it_is_for_and_keeps_the_budgets() -> None:
+    """A docstring, under 400 lines, functions of at most 60 (design, section 4)."""
+    wrong = []
+    for name, path in module_names().items():
+        text = path.read_text()
+        tree = ast.parse(text)
+        if text.strip() and not ast.get_docstring(tree):
+            wrong.append(f"{name}: no docstring")
+        if text.count("\n") > 400:
+            wrong.append(f"{name}: {text.count(chr(10))} lines")
+        wrong += [
+            f"{name}:{node.lineno} {node.name} has {node.end_lineno - node.lineno + 1} lines"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and (node.end_lineno or 0) - node.lineno >= 60
+        ]
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,95 @@
+"""Recipes: what parses arrives exactly, what does not is named by its path with the nearest valid key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from depthup.errors import RecipeError
+from depthup.recipe import STAGE_KINDS, load_recipe, parse_recipe
+
+REPOSITORY = Path(__file__).parents[1]
+GOOD = """
+name: good
+data:
+  docs: {source: installed-docs}
+stages:
+  base: {kind: import, gguf: file.gguf}
+  target: {kind: upscale, base: base, remove: 8}
+  trained: {kind: pretrain, model: target, data: docs, steps: 10, rows_per_step: 4, learning_rate: 1e-5}
+  loss: {kind: evaluate, model: trained, data: docs}
+  page: {kind: report, title: A title, evaluations: [loss]}
+"""
+
+
+def load(tmp_path: Path, text: str):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return load_recipe(path)
+
+
+def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    for text, value in (("1e-5", 1e-5), ("1.5E+2", 150.0), (".5e-3", 5e-4), ("2e4", 2e4), ("0.001", 1e-3)):
+        recipe = load(tmp_path, GOOD.replace("1e-5", text))
+        assert recipe.stages["trained"].learning_rate == value
+
+
+def test_text_that_looks_like_a_number_stays_text_when_quoted(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD.replace("A title", "'1e-5'")).stages["page"].title == "1e-5"
+
+
+def test_a_recipe_cannot_be_changed(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="frozen"):
+        load(tmp_path, GOOD).stages["target"].remove = 4
+
+
+BAD = [
+    ("rows_per_step: 4", "rows_per_stp: 4", r"stages.trained.rows_per_stp: unknown key \(did you mean 'rows_per_step'"),
+    ("kind: upscale", "kind: upscal", r"stages.target: kind: 'upscal' \(did you mean 'upscale'\?\)"),
+    ("kind: upscale, ", "", r"stages.target: 'kind' is missing"),
+    ("base: base", "base: bse", r"stages.target.base: 'bse' is no stage above this one \(did you mean 'base'"),
+    ("data: docs, steps", "data: dcs, steps", r"no data are called 'dcs' \(did you mean 'docs'"),
+    ("remove: 8", "remove: eight", r"stages.target.remove: .*integer.*'eight'"),
+    ("remove: 8", "remove: 8, layers: 0-3", r"stages.target: give exactly one of remove"),
+    ("gguf: file.gguf", "dtype: auto", r"stages.base: give exactly one of gguf, random"),
+    ("steps: 10", "steps: 0", r"stages.trained.steps: .*greater than 0"),
+    ("steps: 10", "steps: 10, warmup_steps: 10", r"warmup_steps = 10 leaves none of steps = 10"),
+    ("learning_rate: 1e-5", "learning_rate: fast", r"stages.trained.learning_rate: .*number.*'fast'"),
+    (", learning_rate: 1e-5", "", r"stages.trained.learning_rate: Field required"),
+    ("learning_rate: 1e-5", "learning_rate: .nan", r"stages.trained.learning_rate: .*finite"),
+    ("source: installed-docs", "source: installed", r"data.docs: source: 'installed' \(did you mean 'installed-docs'"),
+    ("source: installed-docs", "source: installed-docs, pakages: [a]", r"data.docs.pakages: .*'packages'"),
+    ("evaluations: [loss]", "evaluations: [trained]", r"stage 'trained' is of kind pretrain"),
+    ("model: trained", "model: page", r"'page' is no stage above this one"),
+    ("name: good", "name: Not Good", r"name: 'Not Good'"),
+    ("name: good", "nmae: good", r"\.nmae: unknown key \(did you mean 'name'\?\)"),
+    ("name: good", "name: good\nname: again", r"the key 'name' stands twice"),
+    ("stages:", "stages: [", r"is no YAML"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "said"), BAD, ids=[after[:40] for _, after, _ in BAD])
+def test_what_is_wrong_is_named_by_its_path(tmp_path: Path, before: str, after: str, said: str) -> None:
+    assert before in GOOD
+    with pytest.raises(RecipeError, match=said):
+        load(tmp_path, GOOD.replace(before, after, 1))
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"cannot read the recipe .*nowhere"):
+        load_recipe(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("value", [None, [], "text", {"name": "x"}, {"name": "x", "stages": {}}, {"stages": {}}])
+def test_values_of_another_form_are_refused(value: object) -> None:
+    with pytest.raises(RecipeError):
+        parse_recipe(value)
+
+
+@pytest.mark.parametrize("folder", sorted(path.parent.name for path in REPOSITORY.glob("recipes/*/recipe.yaml")))
+def test_each_recipe_of_the_repository_loads_and_is_explained(folder: str) -> None:
+    recipe = load_recipe(REPOSITORY / "recipes" / folder)
+    assert recipe.name == folder
+    assert (REPOSITORY / "recipes" / folder / "README.md").is_file()
+    assert {stage.kind for stage in recipe.stages.values()} <= STAGE_KINDS.keys()
