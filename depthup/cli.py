@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"depthup: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("depthup: stopped", file=sys.stderr)
+        print("depthup: stopped; the same command goes on, or starts anew", file=sys.stderr)
         return 130
 
 

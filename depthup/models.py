@@ -182,8 +182,12 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _load_report(info: dict[str, Any]) -> LoadReport:
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    return LoadReport(*(tuple(sorted(map(str, info[kind]))) for kind in kinds))
+    mismatched = (
+        f"{name} ({list(disk)} on disk, {list(built)} in the model)" for name, disk, built in info["mismatched_keys"]
+    )
+    return LoadReport(
+        tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), tuple(sorted(mismatched))
+    )
 
 
 def _model_class(config: dict[str, Any], folder: Path) -> Any:

@@ -72,7 +72,8 @@ def survey(recipe: Recipe, store: Store, *, download: bool = False) -> dict[str,
         what = identity(stage, recipe, inputs, store.digests)
         digest = fingerprint(what)
         record = store.find(name, digest)
-        state: State = "cached" if record else "partial" if store.is_partial(name, digest) else "missing"
+        goes_on = KINDS[stage.kind].resumable and store.is_partial(name, digest)
+        state: State = "cached" if record else "partial" if goes_on else "missing"
         reason = ""
         if state == "missing" and (other := store.newest(name)):
             state, reason = "stale", _why(other, what, stage, nodes)

@@ -128,7 +128,9 @@ def _lists_against_depth(config: Mapping[str, Any], stack: Stack) -> Iterator[Fi
         scope = scope[key]
     n = stack.num_layers
     for key, value in scope.items():
-        if key in LAYER_LISTS and isinstance(value, list) and len(value) not in (0, n):
+        if key == "no_rope_layers" and not value:
+            continue  # Llama 4 writes an empty list for "not said"
+        if key in LAYER_LISTS and isinstance(value, list) and len(value) != n:
             yield Finding(f"config.json lists {len(value)} {key} for {n} layers",
                           "give it one value for each layer; `depthup upscale` re-indexes it by its plan")  # fmt: skip
         if key in INDEX_LISTS and isinstance(value, list) and any(type(i) is int and i >= n for i in value):

@@ -48,7 +48,7 @@ THRESHOLDS = {
 }  # fmt: skip
 # Not zero, false or null: what a layer computes, or stores, depends on its index in a way no config field can say.
 REFUSED = {
-    "scale_attn_by_inverse_layer_idx": "attention is divided by the layer's index + 1, so a copy would compute otherwise",
+    "scale_attn_by_inverse_layer_idx": "attention is divided by the layer's index + 1: a copy would compute otherwise",
     "num_kv_shared_layers": "the last layers use the keys and values of earlier ones",
     "num_nextn_predict_layers": "a multi-token-prediction block is stored behind the last layer",
     "hidden_size_per_layer_input": "the embedding table has a part for each layer",
@@ -193,8 +193,8 @@ def _imply_layer_types(scope: dict[str, Any], num_layers: int, put: Callable[[st
 def _is_per_layer(key: str, value: list[Any], stack: Stack, lists: Mapping[str, str]) -> bool:
     if key in lists:
         return lists[key] == "layers"
-    if not value:
-        return False  # an empty list means "not said"
+    if key == "no_rope_layers" and not value:
+        return False  # Llama 4 writes an empty list for "not said"
     if key in LAYER_LISTS:
         if len(value) != stack.num_layers:
             raise CheckpointError(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..data.packing import Batch, PackedRows
 from ..errors import TrainingError
 from .checkpointing import load_state, save_state
-from .metrics import MetricsFile
+from .metrics import MetricsFile, read_metrics
 from .objectives import Objective
 from .schedule import Schedule
 
@@ -87,29 +87,24 @@ def train(
         settings: See :class:`TrainSettings`.
         folder: An existing folder.
         evaluate: Mean held-out loss of a model.
-        label: Name on the progress bar.
-        progress: Whether to show one.
+        label: Name on the progress bar, shown if ``progress``.
 
     Raises:
         TrainingError: The loss or the gradient is not finite; the last saved state stays.
-        KeyboardInterrupt: SIGINT or SIGTERM came; the state was saved first.
+        KeyboardInterrupt: On SIGINT or SIGTERM, with the state saved.
     """
-    optimizer = make_optimizer(model, settings)
-    counters = load_state(folder / "state", model, optimizer) or {"step": 0, "tokens_seen": 0}
+    optimizer, states = make_optimizer(model, settings), folder / "state"
+    counters = load_state(states, model, optimizer) or {"step": 0, "tokens_seen": 0}
     step, tokens_seen = counters["step"], counters["tokens_seen"]
     num_steps = settings.schedule.num_steps
     metrics = MetricsFile(folder / "metrics.jsonl", resumed_step=step)
-    held_out: float | None = None
 
     def measure() -> None:
-        nonlocal held_out
         if evaluate is not None:
-            held_out = evaluate(model)
-            metrics.write({"step": step, "tokens_seen": tokens_seen, "held_out_loss": held_out})
+            metrics.write({"step": step, "tokens_seen": tokens_seen, "held_out_loss": evaluate(model)})
 
-    with _stop_requests() as stop, contextlib.closing(metrics), tqdm(
-        total=num_steps, initial=step, desc=label, unit="step", disable=not progress, dynamic_ncols=True
-    ) as bar:  # fmt: skip
+    bar = tqdm(total=num_steps, initial=step, desc=label, unit="step", disable=not progress, dynamic_ncols=True)
+    with _stop_requests() as stop, contextlib.closing(metrics), bar:
         if step == 0:
             measure()
             bar.unpause()
@@ -122,12 +117,13 @@ def train(
             bar.update()
             if step == num_steps or (settings.eval_every and step % settings.eval_every == 0):
                 measure()
-            due = settings.checkpoint_every and step % settings.checkpoint_every == 0
-            if step < num_steps and (due or stop()):
-                save_state(folder / "state", model, optimizer, {"step": step, "tokens_seen": tokens_seen})
-            if stop() and step < num_steps:
-                raise KeyboardInterrupt
-    return TrainResult(num_steps, tokens_seen, held_out)
+            due = settings.checkpoint_every and step % settings.checkpoint_every == 0 and step < num_steps
+            if due or stop():
+                save_state(states, model, optimizer, {"step": step, "tokens_seen": tokens_seen})
+                if stop():
+                    raise KeyboardInterrupt
+    measured = [line["held_out_loss"] for line in read_metrics(metrics.path) if "held_out_loss" in line]
+    return TrainResult(num_steps, tokens_seen, measured[-1] if measured else None)
 
 
 def train_step(

@@ -14,6 +14,7 @@ class MetricsFile:
     """Appends to ``path``. Lines of steps after ``resumed_step``, left by an interrupted run, are dropped first."""
 
     def __init__(self, path: Path, resumed_step: int = 0) -> None:
+        self.path = path
         found = read_metrics(path) if path.exists() else ()
         kept = [line for line in found if resumed_step > 0 and line["step"] <= resumed_step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -114,7 +114,7 @@ FAULTS = {
     "no head": ("llama", {}, lambda f: drop("lm_head")(config(tie_word_embeddings=False)(f)), "there is no head", True),
     "a stale shard": ("llama", SHARDED, stale_shard, "model-00001-of-00099.safetensors is not named by", None),
     "a tensor that the index forgot":
-        ("llama", SHARDED, reindex(lambda m: m.pop("model.norm.weight")), "so it will not be loaded", None),
+        ("llama", SHARDED, reindex(lambda m: m.pop("model.norm.weight")), "it will not be loaded", None),
     "an index naming an absent tensor":
         ("llama", SHARDED, reindex(lambda m: m.update({"model.gone": min(m.values())})), "puts 'model.gone'", None),
     "an index naming the wrong shard":

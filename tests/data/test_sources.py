@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from depthup.data.sources import Document, Files, InstalledDocs, select, split_of
+from depthup.data.sources import Document, Files, HubDataset, InstalledDocs, select, split_of
 from depthup.errors import DataError
 from depthup.files import sha256_of
 
@@ -41,6 +41,18 @@ def test_a_folder_is_its_files_in_order_of_their_names(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "notes.pdf"):
         (tmp_path / name).write_text(name)
     assert [document.text for document in Files((str(tmp_path),)).documents()] == ["a.txt", "b.txt"]
+
+
+def test_a_data_set_is_read_by_name(tmp_path: Path) -> None:
+    """By the library's own rule a folder is a name, too; no network is needed."""
+    pytest.importorskip("datasets")
+    write_rows(tmp_path, "jsonl")
+    documents = list(HubDataset(str(tmp_path)).documents())
+    assert [document.text for document in documents] == [row["text"] for row in ROWS]
+    with pytest.raises(DataError, match="no text in 'txt'"):
+        list(HubDataset(str(tmp_path), field="txt").documents())
+    with pytest.raises(DataError, match="cannot open the data set no-one/no-such-set"):
+        list(HubDataset("no-one/no-such-set").documents())
 
 
 def test_documentation_is_read_without_importing_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

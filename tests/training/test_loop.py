@@ -184,3 +184,11 @@ def test_a_state_without_its_commit_mark_is_not_resumed(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000002"]
     (tmp_path / "state" / "step-00000002" / "committed.json").unlink()
     assert load_state(tmp_path / "state", model, optimizer) is None
+
+
+def test_a_run_stopped_in_its_last_step_stops_and_then_has_nothing_left_to_do(tmp_path: Path) -> None:
+    assert child(tmp_path / "whole") == 0
+    assert child(tmp_path / "last", kill_at=8, how=signal.SIGINT) != 0
+    assert not (tmp_path / "last" / "end.pt").exists()
+    assert child(tmp_path / "last") == 0
+    assert log(tmp_path / "last") == log(tmp_path / "whole")
