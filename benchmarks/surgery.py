@@ -24,8 +24,7 @@ from statistics import median
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-MERGEKIT = "0.1.5"
-TORCH = "2.13.0"
+MERGEKIT, TORCH = "0.1.5", "2.13.0"
 NUM_BASE_LAYERS, NUM_REMOVED = 32, 8
 NUM_BASE_SHARDS, VOCABULARY, HEAD_SIZE = 4, 32_000, 64
 TARGET_GIGABYTES = 4  # the design's targets are stated for bases of this size and more
@@ -77,6 +76,10 @@ class Run:
     cpu_seconds: float
 
 
+Runs = dict[str, list[Run]]  # by tool
+Hashes = dict[str, dict[str, str]]  # by tool and tensor
+
+
 @dataclass(frozen=True)
 class Shape:
     """A bf16 Mistral: its size follows from these two, the number of layers and the vocabulary."""
@@ -122,7 +125,6 @@ class Shape:
             "num_hidden_layers": NUM_BASE_LAYERS, "num_attention_heads": heads, "num_key_value_heads": heads // 4,
             "head_dim": HEAD_SIZE, "vocab_size": VOCABULARY, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0, "sliding_window": None, "tie_word_embeddings": False, "hidden_act": "silu",
-            "bos_token_id": 1, "eos_token_id": 2,
         }  # fmt: skip
 
 
@@ -160,7 +162,7 @@ def _write_safetensors(path: Path, tensors: Sequence[tuple[str, tuple[int, ...]]
 def tensor_hashes(folder: Path) -> dict[str, str]:
     """``dtype shape sha256`` of every tensor in a folder, by name, read without depthup."""
     hashes: dict[str, str] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
             start = file.tell()
@@ -181,9 +183,8 @@ def expected_hashes(base: dict[str, str]) -> dict[str, str]:
     expected = {name: value for name, value in base.items() if not name.startswith("model.layers.")}
     for target, layer in enumerate(sources):
         prefix = f"model.layers.{layer}."
-        for name, value in base.items():
-            if name.startswith(prefix):
-                expected[f"model.layers.{target}.{name.removeprefix(prefix)}"] = value
+        layer_hashes = ((name, value) for name, value in base.items() if name.startswith(prefix))
+        expected |= {f"model.layers.{target}.{name.removeprefix(prefix)}": value for name, value in layer_hashes}
     return expected
 
 
@@ -202,12 +203,15 @@ def measure(command: Sequence[str], log: Path) -> Run:
 
 def output_of(command: Sequence[str]) -> str:
     """What a command prints; it finds this repository's depthup, and no network."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
     return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
-def settle(base: Path) -> None:
-    """Bring every run to one starting point: nothing waits to be written, the base is in the page cache."""
+def settle(base: Path, out: Path, plain_copy: list[str]) -> None:
+    """Bring every run to one starting point: memory for a copy is at hand (a virtual machine may have given it back to
+    its host), nothing waits to be written, the base is in the page cache."""
+    output_of(plain_copy)
+    shutil.rmtree(out)
     os.sync()
     for path in base.iterdir():
         with path.open("rb", buffering=0) as file:
@@ -221,8 +225,8 @@ def install_mergekit(folder: Path) -> dict[str, str]:
     if not (folder / "bin" / "mergekit-yaml").exists():
         say("making a virtual environment for mergekit (1.6 GB, minutes)")
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        packages = [f"torch=={TORCH}", f"mergekit=={MERGEKIT}"]
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, f"torch=={TORCH}", f"mergekit=={MERGEKIT}"], check=True)
     names = ("mergekit", "torch", "transformers", "safetensors")
     code = f"from importlib.metadata import version; print(*map(version, {names}))"
     found = dict(zip(names, output_of([str(python), "-c", code]).split(), strict=True))
@@ -238,25 +242,23 @@ def mergekit_yaml(base: Path) -> str:
     return json.dumps({"merge_method": "passthrough", "slices": slices})
 
 
-def run_rounds(
-    commands: dict[str, list[str]], base: Path, out: Path, repeats: int
-) -> tuple[dict[str, list[Run]], dict[str, dict[str, str]]]:
+def run_rounds(commands: dict[str, list[str]], base: Path, out: Path, repeats: int) -> tuple[Runs, Hashes]:
     """Run all tools in each round, each round beginning with another one; every output is removed.
 
     Returns the runs of each tool, and the tensor hashes of the first output of depthup and of mergekit.
     """
-    runs: dict[str, list[Run]] = {tool: [] for tool in commands}
-    hashes: dict[str, dict[str, str]] = {}
+    runs: Runs = {tool: [] for tool in commands}
+    hashes: Hashes = {}
     for number in range(repeats):
         first = number % len(commands)
         for tool in [*commands][first:] + [*commands][:first]:
-            settle(base)
+            settle(base, out, commands["plain copy"])
             run = measure(commands[tool], out.parent / "log")
             runs[tool].append(run)
             say(f"round {number + 1}: {tool:<10} {run.seconds:7.2f} s  {run.peak_bytes / 1e6:9.1f} MB")
-            if number == 0 and tool in ("depthup", "mergekit"):
+            if number == 0 and tool != "plain copy":
                 hashes[tool] = tensor_hashes(out)
-            shutil.rmtree(out, ignore_errors=True)
+            shutil.rmtree(out)
     return runs, hashes
 
 
@@ -268,13 +270,13 @@ def benchmark(
     say(f"writing a base of {2 * shape.num_parameters / 1e9:.2f} GB")
     write_base(base, shape)
     python = sys.executable
-    depthup = [python, "-m", "depthup", "upscale", str(base), str(out), "--remove", str(NUM_REMOVED)]
+    compiled = ["-X", f"pycache_prefix={folder / 'compiled'}"]  # as an installed package has it
+    depthup = [python, *compiled, "-m", "depthup", "upscale", str(base), str(out), "--remove", str(NUM_REMOVED)]
     measure(depthup, folder / "log")  # compiles the modules, and says how large the target's files are
     sizes = [path.stat().st_size for path in sorted(out.glob("*.safetensors"))]
-    shutil.rmtree(out)
     sources = [str(path) for path in sorted(base.glob("*.safetensors"))]
+    shutil.rmtree(out)
     commands = {
-        "bare interpreter": [python, "-c", "pass"],
         "plain copy": [python, "-c", PLAIN_COPY, str(out), ",".join(map(str, sizes)), *sources],
         "depthup": depthup,
     }
@@ -282,14 +284,15 @@ def benchmark(
         (folder / "mergekit.yml").write_text(mergekit_yaml(base))
         commands["mergekit"] = [str(mergekit / "bin" / "mergekit-yaml"), str(folder / "mergekit.yml"), str(out)]
     runs, hashes = run_rounds(commands, base, out, repeats)
+    runs = {"bare interpreter": [measure([python, "-c", "pass"], folder / "log") for _ in range(repeats)], **runs}
     ours, defined = hashes["depthup"], expected_hashes(tensor_hashes(base))
     checks = {"depthup's tensors are those of the base, layers 0-23 then 8-31": ours == defined}
     if mergekit:
         checks["depthup's tensors equal mergekit's (names, types, shapes, SHA-256)"] = ours == hashes["mergekit"]
     keys = ("seconds", "peak_bytes", "cpu_seconds")
     figures = {
-        "base_bytes": 2 * shape.num_parameters, "target_bytes": sum(sizes), "num_base_files": len(sources),
-        "num_target_files": len(sizes), "num_target_tensors": len(ours),
+        "base_bytes": 2 * shape.num_parameters, "target_bytes": sum(sizes), "num_target_tensors": len(ours),
+        "num_base_files": len(sources), "num_target_files": len(sizes),
         "runs": {tool: [asdict(run) for run in found] for tool, found in runs.items()},
         "medians": {tool: {k: median(getattr(run, k) for run in found) for k in keys} for tool, found in runs.items()},
     }  # fmt: skip
@@ -299,17 +302,15 @@ def benchmark(
 def compare(medians: dict[str, dict[str, float]], gigabytes: float) -> tuple[dict[str, float], dict[str, bool | None]]:
     """The ratios of the medians, and whether each target is met (None: no target for a base of this size)."""
     bare, copy, ours = (medians[tool] for tool in ("bare interpreter", "plain copy", "depthup"))
-    ratios = {"time, depthup / plain copy": ours["seconds"] / copy["seconds"]}
-    met = {"at most 1.1 x the time of a plain copy": ratios["time, depthup / plain copy"] <= 1.1}
+    slower = ours["seconds"] / copy["seconds"]
+    ratios = {"time, depthup / plain copy": slower}
+    met = {"at most 1.1 x the time of a plain copy": slower <= 1.1}
     if theirs := medians.get("mergekit"):
+        faster, smaller = theirs["seconds"] / ours["seconds"], theirs["peak_bytes"] / ours["peak_bytes"]
         above = [tool["peak_bytes"] - bare["peak_bytes"] for tool in (theirs, ours)]
-        ratios |= {
-            "time, mergekit / depthup": theirs["seconds"] / ours["seconds"],
-            "peak memory, mergekit / depthup": theirs["peak_bytes"] / ours["peak_bytes"],
-            "peak memory above the bare interpreter, mergekit / depthup": above[0] / max(above[1], 1),
-        }
-        met["at least 8 x faster than mergekit"] = ratios["time, mergekit / depthup"] >= 8
-        met["at least 100 x less memory than mergekit"] = ratios["peak memory, mergekit / depthup"] >= 100
+        ratios |= {"time, mergekit / depthup": faster, "peak memory, mergekit / depthup": smaller}
+        ratios["peak memory above the bare interpreter, mergekit / depthup"] = above[0] / max(above[1], 1)
+        met |= {"at least 8 x faster than mergekit": faster >= 8, "at least 100 x less memory": smaller >= 100}
     return ratios, {target: is_met if gigabytes >= TARGET_GIGABYTES else None for target, is_met in met.items()}
 
 
@@ -330,7 +331,7 @@ def as_text(result: dict[str, Any]) -> str:
 
 
 def machine(folder: Path) -> dict[str, Any]:
-    """What the figures depend on; no names of hosts, no paths."""
+    """What the figures depend on: no host names, no paths."""
     fields = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
     holding = [(len(place), kind) for _, place, kind, *_ in fields if folder.resolve().is_relative_to(place)]
     return {
@@ -372,13 +373,12 @@ def main() -> None:
     """Run the benchmark and print the report."""
     arguments = parse_arguments()
     compared = not arguments.without_mergekit
-    version = "import depthup; print(depthup.__version__, end='')"
-    versions = {"python": platform.python_version(), "depthup": output_of([sys.executable, "-c", version])}
+    ours = output_of([sys.executable, "-B", "-c", "import depthup; print(depthup.__version__, end='')"])
+    versions = {"python": platform.python_version(), "depthup": ours}
     versions |= install_mergekit(arguments.mergekit_env) if compared else {}
-    shape = Shape.of_size(arguments.gigabytes)
+    shape, mergekit = Shape.of_size(arguments.gigabytes), arguments.mergekit_env.absolute() if compared else None
     with tempfile.TemporaryDirectory(prefix="depthup-benchmark-", dir=arguments.dir) as folder:
-        environment = arguments.mergekit_env.absolute() if compared else None
-        figures, checks = benchmark(Path(folder), shape, arguments.repeats, environment)
+        figures, checks = benchmark(Path(folder), shape, arguments.repeats, mergekit)
         surroundings = machine(Path(folder))
     ratios, targets_met = compare(figures["medians"], arguments.gigabytes)
     command = f"python benchmarks/surgery.py --gigabytes {arguments.gigabytes:g} --repeats {arguments.repeats}"

@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DepthupError as error:
         print(f"depthup: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"depthup: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("depthup: stopped; the same command goes on, or starts anew", file=sys.stderr)
         return 130
@@ -97,7 +100,7 @@ examples:
     _add_plan_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
     parser.add_argument("--stack", metavar="PREFIX", help="which layers, where a model has several stacks")
-    parser.add_argument("--max-shard-gb", type=float, default=5.0, metavar="GB", help="size of output files (5)")
+    parser.add_argument("--max-shard-gb", type=_positive, default=5.0, metavar="GB", help="size of output files (5)")
     parser.add_argument(
         "--config-list", action="append", default=[], metavar="KEY=layers|keep",
         help="whether a list in config.json that depthup does not know has one value for each layer",
@@ -132,6 +135,13 @@ def _upscale(options: argparse.Namespace) -> None:
     print(f"written: {out}")
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
 def _config_lists(pairs: Sequence[str]) -> dict[str, str]:
     return dict(pair.partition("=")[::2] for pair in pairs)
 
@@ -145,7 +155,9 @@ examples:
 """)  # fmt: skip
     from .costs import SHAPES
 
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="folder with config.json (weights or not)")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", nargs="?", help="folder with config.json (weights or not), or hub model"
+    )
     parser.add_argument("--base-layers", type=int, metavar="N", help="depth of the base, instead of a checkpoint")
     parser.add_argument("--shape", metavar="NAME", help=f"a published shape: {', '.join(SHAPES)}")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
@@ -177,21 +189,20 @@ examples:
   depthup check solar-base --load
 exit status: 0 nothing found, 1 something found
 """)  # fmt: skip
-    parser.add_argument("folder", metavar="DIR", help="checkpoint folder")
+    parser.add_argument("folder", metavar="DIR", help="checkpoint folder, or a model on the hub")
     parser.add_argument("--load", action="store_true", help="also load it with transformers, on the meta device")
 
 
 def _check(options: argparse.Namespace) -> int:
-    from .checkpoint.check import Finding, check_checkpoint
+    from .checkpoint.check import check_checkpoint
+    from .checkpoint.remote import local_folder
 
-    findings = check_checkpoint(options.folder)
+    folder = local_folder(options.folder)
+    findings = check_checkpoint(folder)
     if options.load and not findings:
-        from .models import prove_loading
+        from .models import findings_on_loading
 
-        report = prove_loading(options.folder)
-        remedy = "transformers would make up or drop this tensor: make the checkpoint again"
-        for kind in ("missing", "unexpected", "mismatched"):
-            findings += [Finding(f"{kind} on loading: {name}", remedy) for name in getattr(report, kind)]
+        findings = findings_on_loading(folder)
     for finding in findings:
         print(finding)
     if not findings:
@@ -241,7 +252,7 @@ examples:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): likeliest token")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="share of probability to draw from (1)")
     parser.add_argument("--seed", type=int, default=0, help="for --temperature above 0 (0)")
-    parser.add_argument("--device", default="cpu", help="where to compute (cpu)")
+    parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1")
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -251,10 +262,11 @@ def _generate(options: argparse.Namespace) -> None:
     folders = [local_folder(model) for model in options.models]
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed)
     from .generation.local import LocalBackend
-    from .models import load_model, load_tokenizer
+    from .models import load_model, load_tokenizer, resolve_device
 
+    device = resolve_device(options.device)
     for name, folder in zip(options.models, folders, strict=True):
-        backend = LocalBackend(load_model(folder, options.device), load_tokenizer(folder), options.chat)
+        backend = LocalBackend(load_model(folder, device), load_tokenizer(folder), options.chat)
         for prompt, text in zip(options.prompt, backend.generate(options.prompt, sampling), strict=True):
             print(f"── {name} ── {prompt}\n{text.strip()}\n", flush=True)
 
@@ -299,12 +311,18 @@ states: cached (nothing to do), partial (a stopped run goes on), stale (made wit
 
 
 def _status(options: argparse.Namespace) -> None:
+    from .files import partial_path
     from .pipeline import survey
 
     recipe, store = _open(options)
-    for name, node in survey(recipe, store).items():
+    nodes = survey(recipe, store)
+    for name, node in nodes.items():
         note = f"  {node.reason}" if node.reason else f"  {node.folder}" if node.state == "cached" else ""
         print(f"{name:<16}{node.stage.kind:<10}{node.state:<8}{note}")
+    known = {partial_path(node.folder) for node in nodes.values()}
+    for folder in store.leftovers():
+        if folder not in known:
+            print(f"left over by a stopped run of other settings, may be removed: {folder}")
 
 
 def _add_report(verbs: Any) -> None:

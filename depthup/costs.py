@@ -9,6 +9,7 @@ from typing import Any
 
 from .checkpoint.names import Stack, depths, find_stack
 from .checkpoint.reader import INDEX_NAME, SINGLE_NAME, open_checkpoint, read_config
+from .checkpoint.remote import local_folder
 from .errors import PlanError, nearest
 from .files import human_bytes
 from .layers import LayerPlan
@@ -67,7 +68,8 @@ class BaseCosts:
 def base_costs(folder: str | None = None, num_layers: int | None = None, shape: str | None = None) -> BaseCosts:
     """What is known of a base, from exactly one of a checkpoint folder, a depth, and a published shape.
 
-    A folder needs no weights: ``config.json`` alone is enough for the families of :data:`FAMILIES`.
+    A folder needs no weights, and of a hub model none are fetched: ``config.json`` alone is enough for the families of
+    :data:`FAMILIES`.
 
     Raises:
         PlanError: None or several are given, or no shape has that name.
@@ -84,7 +86,7 @@ def base_costs(folder: str | None = None, num_layers: int | None = None, shape: 
             raise PlanError(f"no shape is called '{shape}'{nearest(shape, SHAPES)}", allowed=", ".join(SHAPES))
         return costs_from_config(SHAPES[shape])
     assert folder is not None
-    path = Path(folder)
+    path = local_folder(folder, weights=False)
     if (path / SINGLE_NAME).exists() or (path / INDEX_NAME).exists():
         return _costs_from_weights(path)
     return costs_from_config(read_config(path))
@@ -126,7 +128,10 @@ def costs_from_config(config: Mapping[str, Any]) -> BaseCosts:
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         return BaseCosts(num_layers)
-    layer, outside = family(config)
+    try:
+        layer, outside = family(config)
+    except KeyError:  # a config that leaves fields to its class's defaults
+        return BaseCosts(num_layers)
     size = _BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 2)
     stack = Stack("", num_layers, (), ())
     return BaseCosts(num_layers, (layer,) * num_layers, outside, size, _kv_bytes(config, stack))

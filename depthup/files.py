@@ -76,13 +76,18 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    descriptor = os.open(partial, os.O_RDONLY)
     busy = OutputError(f"another process is writing {out}", next_step="wait for it to end, or choose another output")
+    try:
+        descriptor = os.open(partial, os.O_RDONLY)
+    except FileNotFoundError:  # published by the other process a moment ago
+        raise busy from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise busy from error
+        except OSError:
+            pass  # a file system without locks: two writers of one folder are then not told apart
         # Between our open and our lock the other process may have published the folder: then it is not ours.
         if not partial.exists() or os.fstat(descriptor).st_ino != partial.stat().st_ino:
             raise busy
@@ -123,7 +128,7 @@ def require_space(folder: Path, num_bytes: int) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all (temporary file, fsync, rename)."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -16,8 +16,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from .checkpoint.check import Finding
 from .checkpoint.reader import read_config
-from .errors import CheckpointError
+from .errors import CheckpointError, DepthupError
 from .files import write_json
 
 Model: TypeAlias = "transformers.PreTrainedModel"
@@ -54,10 +55,21 @@ def prove_loading(folder: str | os.PathLike[str]) -> LoadReport:
             )
         except Exception as error:  # transformers raises many kinds; each means that the folder does not load
             raise CheckpointError(
-                f"transformers {transformers.__version__} does not load {folder}: {error}",
+                f"transformers {transformers.__version__} does not load {folder}: {_first_line(error)}",
                 next_step="run `depthup check` without --load for what names and config show",
             ) from error
     return _load_report(info)
+
+
+def findings_on_loading(folder: str | os.PathLike[str]) -> list[Finding]:
+    """:func:`prove_loading` as findings; an empty list means that every tensor finds its place."""
+    try:
+        report = prove_loading(folder)
+    except CheckpointError as error:
+        return [Finding(error.problem, error.next_step or "")]
+    remedy = "transformers would make up or drop this tensor: make the checkpoint again"
+    kinds = {"missing": report.missing, "unexpected": report.unexpected, "mis-shaped": report.mismatched}
+    return [Finding(f"{kind} on loading: {name}", remedy) for kind, names in kinds.items() for name in names]
 
 
 def load_model(folder: str | os.PathLike[str], device: str = "cpu", dtype: str = "float32") -> Model:
@@ -68,9 +80,15 @@ def load_model(folder: str | os.PathLike[str], device: str = "cpu", dtype: str =
     """
     read_config(Path(folder))
     with quiet_transformers():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        except Exception as error:  # transformers raises many kinds; each means that the folder does not load
+            raise CheckpointError(
+                f"transformers {transformers.__version__} does not load {folder}: {_first_line(error)}",
+                next_step="run `depthup check --load` on it",
+            ) from error
     report = _load_report(info)
     if not report.whole:
         raise CheckpointError(
@@ -79,6 +97,23 @@ def load_model(folder: str | os.PathLike[str], device: str = "cpu", dtype: str =
             next_step="run `depthup check --load` on it",
         )
     return model.to(device).eval()
+
+
+def resolve_device(wanted: str) -> str:
+    """``auto`` as the device that there is; any other name if torch can use it.
+
+    Raises:
+        DepthupError: torch cannot compute there.
+    """
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise DepthupError(
+            f"torch cannot compute on '{wanted}': {_first_line(error)}", allowed="auto, cpu, cuda, cuda:1 ..."
+        ) from error
+    return wanted
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
@@ -92,7 +127,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
             return AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{folder} has no tokenizer that transformers reads: {str(error).splitlines()[0]}",
+                f"{folder} has no tokenizer that transformers reads: {_first_line(error)}",
                 next_step="copy the base's tokenizer files into the folder",
             ) from error
 
@@ -130,9 +165,13 @@ def export_model(model: Model, like: Path, folder: Path) -> None:
     """Write a model's weights into ``folder``, in the type and with the raw config of the checkpoint ``like``.
 
     The model is cast in place. Tokenizer and other files are the caller's; no field of ``config.json`` changes.
+
+    Raises:
+        OSError: The folder cannot be written.
     """
     config = read_config(like)
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    text = config.get("text_config") or {}
+    dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "float32"
     model.to(DTYPES.get(dtype, torch.float32))
     with quiet_transformers():
         model.save_pretrained(folder)
@@ -179,6 +218,11 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _load_report(info: dict[str, Any]) -> LoadReport:

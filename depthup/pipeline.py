@@ -6,7 +6,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,8 @@ from .artifacts.fingerprint import fingerprint, first_difference
 from .artifacts.record import Record
 from .artifacts.store import Store
 from .checkpoint.remote import local_folder
-from .errors import RecipeError, nearest
-from .recipe import Recipe, ReportStage, Stage
+from .errors import CheckpointError, RecipeError, nearest
+from .recipe import EvaluateStage, Recipe, ReportStage, Stage
 from .stages import KINDS, Job, identity
 
 State = Literal["cached", "stale", "missing", "partial"]
@@ -64,14 +64,12 @@ def survey(recipe: Recipe, store: Store, *, download: bool = False) -> dict[str,
     nodes: dict[str, Node] = {}
     for name, stage in recipe.stages.items():
         inputs = {
-            source: nodes[source].fingerprint
-            if source in nodes
-            else store.digests.of(local_folder(source, download=download))
+            source: nodes[source].fingerprint if source in nodes else _outside(source, store, download)
             for source in stage.inputs()
         }
         what = identity(stage, recipe, inputs, store.digests)
         digest = fingerprint(what)
-        record = store.find(name, digest)
+        record = _as_named_now(store.find(name, digest), stage, nodes)
         goes_on = KINDS[stage.kind].resumable and store.is_partial(name, digest)
         state: State = "cached" if record else "partial" if goes_on else "missing"
         reason = ""
@@ -79,6 +77,25 @@ def survey(recipe: Recipe, store: Store, *, download: bool = False) -> dict[str,
             state, reason = "stale", _why(other, what, stage, nodes)
         nodes[name] = Node(name, stage, what, digest, state, reason, store.folder(name, digest), record)
     return nodes
+
+
+def _outside(name: str, store: Store, download: bool) -> str:
+    """Fingerprint of a checkpoint that no stage makes; a hub model that is not here yet has a passing one."""
+    try:
+        return store.digests.of_checkpoint(local_folder(name, download=download))
+    except CheckpointError:
+        if download or "/" not in name or Path(name).parent.is_dir():
+            raise
+        return f"{name} is not here yet"
+
+
+def _as_named_now(record: Record | None, stage: Stage, nodes: dict[str, Node]) -> Record | None:
+    """Names are no part of a fingerprint: a record found under an older recipe gets the names of this one."""
+    if record is None:
+        return None
+    inputs = {source: nodes[source].fingerprint for source in stage.inputs() if source in nodes}
+    results = record.results | ({"model": stage.model} if isinstance(stage, EvaluateStage) else {})
+    return record.model_copy(update={"inputs": inputs, "results": results})
 
 
 def _why(other: Record, what: dict[str, Any], stage: Stage, nodes: dict[str, Node]) -> str:
@@ -130,7 +147,7 @@ def run(
         if node.record is None:
             note = {"stale": f" ({node.reason})", "partial": " (goes on)"}.get(node.state, "")
             tell(f"{head} running{note}")
-            node = _make(node, nodes, recipe, store, _device(device), progress)
+            node = _make(node, nodes, recipe, store, device, progress)
             nodes[name] = node
             assert node.record is not None
             tell(f"{head} done in {_duration(node.record.circumstance['seconds'])}: {node.folder}")
@@ -151,6 +168,10 @@ def _make(node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, devi
                               next_step="run the whole recipe with `depthup run`")  # fmt: skip
     job = Job(node.name, node.stage, recipe, folders, records, store, device, progress)
     kind = KINDS[node.stage.kind]
+    if kind.computes:
+        from .models import resolve_device
+
+        job = replace(job, device=resolve_device(device))
     with store.making(node.name, node.fingerprint, keep_partial=kind.resumable) as folder:
         started = time.perf_counter()
         results = kind.run(job, folder)
@@ -161,18 +182,10 @@ def _make(node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, devi
             identity=node.identity,
             inputs={source: nodes[source].fingerprint for source in node.stage.inputs() if source in nodes},
             results=results,
-            circumstance={"seconds": round(time.perf_counter() - started, 2), "device": device, **_versions()},
+            circumstance={"seconds": round(time.perf_counter() - started, 2), "device": job.device, **_versions()},
         )
         record.write(folder)
     return Node(node.name, node.stage, node.identity, node.fingerprint, "cached", "", node.folder, record)
-
-
-def _device(wanted: str) -> str:
-    if wanted != "auto":
-        return wanted
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _versions() -> dict[str, str]:

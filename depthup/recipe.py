@@ -117,6 +117,8 @@ class ImportStage(_Stage):
     def _one_source(self) -> ImportStage:
         if (self.gguf is None) == (self.random is None):
             raise ValueError("give exactly one of gguf, random")
+        if self.random is not None and self.dtype != "auto":
+            raise ValueError("dtype goes with gguf; a random model is float32")
         return self
 
 
@@ -156,12 +158,16 @@ class PretrainStage(_Stage):
     decay_share: float = Field(0.2, gt=0, le=1, description="Share of the steps in which `wsd` decays.")
     final_factor: float = Field(0.0, ge=0, le=1, description="The last rate as a share of the peak.")
     weight_decay: float = Field(0.1, ge=0, description="AdamW's, on matrices only.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), description="AdamW's."
+    )
     clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     eval_every: int = Field(0, ge=0, description="Steps between held-out losses; 0: at start and end only.")
     eval_tokens: int = Field(8192, gt=0, description="Held-out tokens that are measured.")
     micro_batch_rows: int = _circumstance(4, 1, "Rows in one forward pass: memory and speed, not the result.")
-    checkpoint_every: int = _circumstance(0, 0, "Steps between saved states; 0: when interrupted only.")
+    checkpoint_every: int = _circumstance(
+        0, 0, "Steps between saved states, the last step included; 0: when interrupted only."
+    )
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> PretrainStage:
@@ -179,6 +185,7 @@ class EvaluateStage(_Stage):
     data: str = Field(description="Name of an entry under `data:`.")
     tokens: int = Field(8192, gt=0, description="Held-out tokens that are measured.")
     row_tokens: int = Field(2048, ge=2, description="Tokens in a row.")
+    document_mask: bool = Field(True, description="Keep documents in a row from seeing one another.")
     prompts: tuple[str, ...] = Field((), description="Texts to continue, the likeliest token each time.")
     max_new_tokens: int = Field(48, gt=0, description="Length of each continuation.")
     micro_batch_rows: int = _circumstance(4, 1, "Rows in one forward pass: memory and speed, not the result.")
@@ -212,7 +219,7 @@ class Recipe(_Settings):
     """
 
     name: str
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     data: dict[str, DataSettings] = {}
     stages: dict[str, Stage]
 

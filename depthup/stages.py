@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # torch and numpy are loaded when a stage runs, so that looki
     from .data.sources import Source, Split
     from .models import Tokenizer
 
+_TOKENS_VERSION = 1  # raised when the same text gives other tokens than before
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "*.model")
 
 
@@ -68,13 +69,13 @@ class Kind:
         run: Does the work in a folder and returns the record's results.
         version: Part of the fingerprint: raised when the same settings give another result than before.
         resumable: Whether a stopped run's files are kept for the next one.
-        seeded: Whether the recipe's seed matters.
+        computes: Whether it needs a device.
     """
 
     run: Callable[[Job, Path], dict[str, Any]]
     version: int = 1
     resumable: bool = False
-    seeded: bool = False
+    computes: bool = False
 
 
 def identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, str], digests: Digests) -> dict[str, Any]:
@@ -96,7 +97,8 @@ def identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, str], digests: D
     if isinstance(stage, PretrainStage | EvaluateStage):
         settings["data"] = _data_identity(recipe, stage.data, digests)
     kind = KINDS[stage.kind]
-    seed = {"seed": recipe.seed} if kind.seeded else {}
+    is_random = isinstance(stage, PretrainStage) or (isinstance(stage, ImportStage) and stage.random is not None)
+    seed = {"seed": recipe.seed} if is_random else {}
     return {"kind": stage.kind, "version": kind.version, **seed, **settings}
 
 
@@ -176,16 +178,21 @@ def run_pretrain(job: Job, folder: Path) -> dict[str, Any]:
     from .evaluation.heldout import held_out_loss
     from .models import export_model, load_model, load_tokenizer
     from .training.loop import TrainSettings, train
-    from .training.objectives import causal_lm
+    from .training.objectives import causal_lm, require_document_mask
     from .training.schedule import Schedule
 
     stage: PretrainStage = job.stage
     source = job.folders[stage.model]
+    shape = _shape(source)
+    _refuse_quantised(source)
+    # Sixteen bytes a parameter: the saved state in float32 (weights, two moments) and the exported weights.
+    require_space(folder, 16 * shape["num_parameters"])
     tokenizer = load_tokenizer(source)
     rows = pack(_tokens(job, source, tokenizer, "train"), stage.row_tokens, stage.document_mask)
-    held_out = _held_out(job, source, tokenizer, stage.eval_tokens, stage.row_tokens)
+    held_out = _held_out(job, source, tokenizer, stage.eval_tokens)
     model = load_model(source, job.device)
-    autocast = job.device.startswith("cuda")
+    if stage.document_mask:
+        require_document_mask(model)
     settings = TrainSettings(
         Schedule(stage.schedule, stage.steps, stage.warmup_steps, stage.decay_share, stage.final_factor),
         learning_rate=stage.learning_rate,
@@ -197,23 +204,22 @@ def run_pretrain(job: Job, folder: Path) -> dict[str, Any]:
         eval_every=stage.eval_every,
         micro_batch_rows=stage.micro_batch_rows,
         checkpoint_every=stage.checkpoint_every,
-        autocast=autocast,
+        autocast=job.device.startswith("cuda"),
     )
 
     def evaluate(current: Any) -> float:
-        batch = stage.micro_batch_rows
-        return held_out_loss(current, held_out, causal_lm, rows_per_batch=batch, autocast=autocast).loss
+        return held_out_loss(current, held_out, causal_lm, rows_per_batch=stage.micro_batch_rows).loss
 
     result = train(model, rows, causal_lm, settings, folder, evaluate=evaluate, label=job.name, progress=job.progress)
     export_model(model, source, folder)
     carry(source, folder)
-    shutil.rmtree(folder / "state", ignore_errors=True)
+    shutil.rmtree(folder / "state", ignore_errors=True)  # last: until here a failure costs no training
     return {
         "num_steps": result.num_steps,
         "num_tokens_seen": result.num_tokens_seen,
         "num_epochs": round(stage.steps * stage.rows_per_step / rows.num_rows, 4),
         "held_out_loss": result.held_out_loss,
-        **_shape(folder),
+        **shape,
     }
 
 
@@ -223,19 +229,21 @@ def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
     from .generation.backend import Sampling
     from .generation.local import LocalBackend
     from .models import load_model, load_tokenizer
-    from .training.objectives import causal_lm
+    from .training.objectives import causal_lm, require_document_mask
 
     stage: EvaluateStage = job.stage
     source = job.folders[stage.model]
+    shape = _shape(source)
     tokenizer = load_tokenizer(source)
-    rows = _held_out(job, source, tokenizer, stage.tokens, stage.row_tokens)
+    rows = _held_out(job, source, tokenizer, stage.tokens)
     model = load_model(source, job.device)
+    if stage.document_mask:
+        require_document_mask(model)
     measured = held_out_loss(
         model,
         rows,
         causal_lm,
         rows_per_batch=stage.micro_batch_rows,
-        autocast=job.device.startswith("cuda"),
         label=job.name,
         progress=job.progress,
     )
@@ -243,10 +251,9 @@ def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
     return {
         "model": stage.model,
         "loss": measured.loss,
-        "perplexity": measured.perplexity,
         "num_tokens": measured.num_tokens,
         "generations": [{"prompt": prompt, "text": text} for prompt, text in zip(stage.prompts, texts, strict=True)],
-        **_shape(source),
+        **shape,
     }
 
 
@@ -263,10 +270,10 @@ def run_report(job: Job, folder: Path) -> dict[str, Any]:
 
 
 KINDS: dict[str, Kind] = {
-    "import": Kind(run_import, seeded=True),
+    "import": Kind(run_import),
     "upscale": Kind(run_upscale),
-    "pretrain": Kind(run_pretrain, resumable=True, seeded=True),
-    "evaluate": Kind(run_evaluate),
+    "pretrain": Kind(run_pretrain, resumable=True, computes=True),
+    "evaluate": Kind(run_evaluate, computes=True),
     "report": Kind(run_report),
 }
 
@@ -281,6 +288,16 @@ def _shape(folder: Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(folder)
     stack = find_stack(checkpoint.tensors, checkpoint.config)
     return {"num_layers": stack.num_layers, "num_parameters": checkpoint.num_parameters}
+
+
+def _refuse_quantised(folder: Path) -> None:
+    from .checkpoint.reader import read_config
+
+    if read_config(folder).get("quantization_config"):
+        raise CheckpointError(
+            f"{folder} holds quantised weights, which cannot be trained",
+            next_step="train the model they were made from",
+        )
 
 
 def _source(recipe: Recipe, name: str) -> Source:
@@ -315,6 +332,7 @@ def _tokens(job: Job, checkpoint: Path, tokenizer: Tokenizer, split: Split) -> A
     data = job.recipe.data[job.stage.data]
     files = sorted({path for pattern in _TOKENIZER_FILES for path in checkpoint.glob(pattern)})
     key = fingerprint({
+        "version": _TOKENS_VERSION,
         "data": _data_identity(job.recipe, job.stage.data, job.store.digests),
         "tokenizer": {path.name: job.store.digests.of(path) for path in files},
         "split": split,
@@ -329,8 +347,9 @@ def _tokens(job: Job, checkpoint: Path, tokenizer: Tokenizer, split: Split) -> A
     return open_tokens(folder)
 
 
-def _held_out(job: Job, checkpoint: Path, tokenizer: Tokenizer, num_tokens: int, row_tokens: int) -> PackedRows:
+def _held_out(job: Job, checkpoint: Path, tokenizer: Tokenizer, num_tokens: int) -> PackedRows:
     from .data.packing import pack
     from .data.tokens import sample
 
-    return pack(sample(_tokens(job, checkpoint, tokenizer, "held_out"), num_tokens), row_tokens)
+    documents = sample(_tokens(job, checkpoint, tokenizer, "held_out"), num_tokens)
+    return pack(documents, job.stage.row_tokens, job.stage.document_mask)

@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from math import exp
 from pathlib import Path
 
 from depthup.data.packing import pack
@@ -18,4 +19,4 @@ for folder in models:
         documents = write_tokens(Files((text,)).documents(), tokenizer, end_of_text(tokenizer), Path(place))
         rows = pack(sample(documents, max_tokens=8192), row_tokens=512)
         measured = held_out_loss(load_model(folder), rows, causal_lm)
-    print(f"{folder}: loss {measured.loss:.4f}, perplexity {measured.perplexity:.2f}, {measured.num_tokens} tokens")
+    print(f"{folder}: loss {measured.loss:.4f}, perplexity {exp(measured.loss):.2f}, {measured.num_tokens} tokens")

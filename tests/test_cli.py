@@ -63,7 +63,7 @@ def test_check_names_each_finding_and_exits_with_1(tmp_path: Path, capsys) -> No
     folder = pico.edit_config(pico.checkpoint(tmp_path / "other"), intermediate_size=16)
     assert main(["check", str(folder)]) == 0  # names and headers are consistent; the model class knows better
     assert main(["check", str(folder), "--load"]) == 1
-    assert "mismatched on loading: model.layers.0.mlp" in capsys.readouterr().out
+    assert "mis-shaped on loading: model.layers.0.mlp" in capsys.readouterr().out
 
 
 def test_layers_prints_the_plan_as_text_and_as_json(capsys) -> None:
@@ -78,6 +78,41 @@ def test_generate_shows_checkpoints_side_by_side(tmp_path: Path, capsys) -> None
     assert main(["generate", *folders, "--prompt", "The sum", "--max-new-tokens", "4"]) == 0
     said = capsys.readouterr().out
     assert all(f"── {folder} ── The sum" in said for folder in folders)
+
+
+def test_an_empty_prompt_and_a_model_that_transformers_does_not_know_are_named(tmp_path: Path, capsys) -> None:
+    folder = pico.checkpoint(tmp_path / "model", tokenizer=True)
+    assert main(["generate", str(folder), "--prompt", ""]) == 2
+    assert "an empty prompt" in capsys.readouterr().err
+    pico.edit_config(folder, model_type="unheard_of", architectures=["UnheardOfForCausalLM"])
+    assert main(["generate", str(folder), "--prompt", "x"]) == 2
+    assert "does not load" in capsys.readouterr().err
+    assert main(["check", str(folder)]) == 0
+    assert main(["check", str(folder), "--load"]) == 1
+    assert "has no class UnheardOfForCausalLM" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "0", "-1", "big"])
+def test_a_shard_size_that_is_no_size_is_refused(base, tmp_path: Path, capsys, size: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["upscale", str(base("llama")), str(tmp_path / "out"), "--remove", "1", f"--max-shard-gb={size}"])
+    assert ended.value.code == 2
+    assert "--max-shard-gb" in capsys.readouterr().err
+
+
+def test_layers_of_a_config_with_few_fields_gives_the_ratio(tmp_path: Path, capsys) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 8}')
+    assert main(["layers", str(tmp_path), "--remove", "2"]) == 0
+    assert "layer parameters x 1.5" in capsys.readouterr().out
+
+
+def test_status_of_a_recipe_from_the_hub_tells_that_the_model_is_not_here_yet(tmp_path: Path, capsys) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: hub\nstages: {target: {kind: upscale, base: someone/no-such-model, remove: 1}}\n")
+    assert main(["status", str(recipe), "--store", str(tmp_path / "store")]) == 0
+    assert "missing" in capsys.readouterr().out
+    assert main(["run", str(recipe), "--store", str(tmp_path / "store")]) == 2
+    assert "could not be had" in capsys.readouterr().err
 
 
 def test_status_tells_what_a_run_would_do(tmp_path: Path, capsys) -> None:
@@ -104,6 +139,10 @@ BAD = [
     (["import", "nowhere.gguf", "{out}"], "there is no file nowhere.gguf"),
     (["import", "{llama}/config.json", "{out}"], "is no GGUF file"),
     (["generate", "no-such-model", "--prompt", "x"], "there is no folder no-such-model"),
+    (["generate", "{llama}", "--prompt", "x", "--device", "gpu"], "torch cannot compute on 'gpu'"),
+    (["generate", "{llama}", "--prompt", "x", "--max-new-tokens", "0"], "cannot draw 0 tokens"),
+    (["generate", "{llama}", "--prompt", "x", "--top-p", "2"], "top_p 2.0"),
+    (["generate", "{llama}", "--prompt", "x"], "has no tokenizer"),
     (["run", "nowhere"], "cannot read the recipe"),
     (["status", "nowhere"], "cannot read the recipe"),
     (["report", "{pico}", "--store", "{out}"], "needs 'base-loss', which is missing"),

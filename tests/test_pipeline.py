@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pico
 import pytest
 import yaml
 
+from depthup.artifacts.fingerprint import Digests
 from depthup.artifacts.record import read_record
 from depthup.artifacts.store import Store
 from depthup.checkpoint.check import check_checkpoint
@@ -117,6 +120,37 @@ def test_one_changed_setting_rebuilds_its_stage_and_what_comes_from_it(made, sta
         assert nodes[rebuilt[0]].state == "stale"
         assert nodes[rebuilt[0]].reason.startswith(reason)
         assert all("changed" in nodes[name].reason for name in rebuilt[1:] if stage not in ("data", "top"))
+
+
+def test_a_renamed_stage_is_found_and_shown_under_its_new_name(made) -> None:
+    store, nodes, _ = made
+    value = load_recipe(PICO).model_dump(mode="json", exclude_none=True)
+    text = json.dumps(value).replace('"trained"', '"tuned"').replace('"trained-loss"', '"tuned-loss"')
+    renamed = parse_recipe(json.loads(text))
+    again = run(renamed, Store(store.root), progress=False, device="cpu", tell=lambda line: None)
+    assert again["tuned"].fingerprint == nodes["trained"].fingerprint
+    rows = [line.replace("tuned  ", "trained") for line in outcome(again).splitlines() if line.startswith("tuned")]
+    assert rows == [line for line in outcome(nodes).splitlines() if line.startswith("trained")]
+
+
+def test_the_seed_does_not_touch_what_is_not_random(made, tmp_path: Path) -> None:
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"GGUF")
+    recipe = {"name": "x", "stages": {"base": {"kind": "import", "gguf": str(gguf)}}}
+    one, other = (survey(parse_recipe({**recipe, "seed": seed}), Store(tmp_path / "s"))["base"] for seed in (1, 2))
+    assert one.fingerprint == other.fingerprint
+
+
+def test_a_folder_counts_by_its_model_not_by_its_records(made, tmp_path: Path) -> None:
+    _, nodes, _ = made
+    copy_of = shutil.copytree(nodes["base"].folder, tmp_path / "copy")
+    digests = Digests(tmp_path / "digests.json")
+    before = digests.of_checkpoint(copy_of)
+    (copy_of / "record.json").unlink()
+    (copy_of / "README.md").write_text("a card")
+    assert digests.of_checkpoint(copy_of) == before
+    pico.edit_config(copy_of, rms_norm_eps=1e-3)
+    assert digests.of_checkpoint(copy_of) != before
 
 
 def test_going_back_to_old_settings_costs_nothing(made) -> None:

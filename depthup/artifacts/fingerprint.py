@@ -39,6 +39,9 @@ def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
+_NO_PART_OF_A_MODEL = frozenset({"record.json", "metrics.jsonl", "depthup.json", "trainer_state.json"})
+
+
 class Digests:
     """SHA-256 of files, remembered in one JSON file by path, size and time, so that nothing large is read twice."""
 
@@ -49,15 +52,14 @@ class Digests:
         except (OSError, ValueError):
             self._known = {}
 
+    def of_checkpoint(self, folder: Path) -> str:
+        """Digest of a checkpoint folder: config, weights, tokenizer, code; the model card and records are left out."""
+        suffixes = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
+        files = [path for path in sorted(folder.iterdir()) if path.name.endswith(suffixes) and path.is_file()]
+        return fingerprint({path.name: self.of(path) for path in files if path.name not in _NO_PART_OF_A_MODEL})
+
     def of(self, path: Path) -> str:
-        """Digest of a file, or of all files in a folder (names and contents, hidden ones left out)."""
-        if path.is_dir():
-            parts = [
-                (str(child.relative_to(path)), self.of(child))
-                for child in sorted(path.rglob("*"))
-                if child.is_file() and not any(part.startswith(".") for part in child.relative_to(path).parts)
-            ]
-            return fingerprint({"files": parts})
+        """Digest of a file."""
         status = os.stat(path)
         stamp = [status.st_size, status.st_mtime_ns]
         key = str(path.resolve())

@@ -35,8 +35,12 @@ class Store:
         return record if record is not None and record.fingerprint == fingerprint else None
 
     def is_partial(self, stage: str, fingerprint: str) -> bool:
-        """Whether a stopped run left something for this result."""
-        return partial_path(self.folder(stage, fingerprint)).is_dir()
+        """Whether a stopped run left a saved state for this result."""
+        return any(partial_path(self.folder(stage, fingerprint)).glob("state/step-*/committed.json"))
+
+    def leftovers(self) -> list[Path]:
+        """Partial folders of stopped runs, those of settings that no recipe has any more included."""
+        return sorted(path for path in self.root.glob("*/.*.partial") if any(path.iterdir()))
 
     def newest(self, stage: str) -> Record | None:
         """The record of the result of this stage that was made last, whatever its settings were."""

@@ -11,12 +11,13 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*"]
 
 
-def local_folder(name: str | Path, *, download: bool = True) -> Path:
+def local_folder(name: str | Path, *, download: bool = True, weights: bool = True) -> Path:
     """The folder itself, or the local copy of the hub model ``owner/name`` (``owner/name@revision``).
 
     Args:
         name: A folder, or a name on the hub.
         download: Fetch what is not here yet; otherwise only the local cache is looked at.
+        weights: Fetch the weights too, not only ``config.json``.
 
     Raises:
         CheckpointError: No such folder, and no such model (or the hub is out of reach).
@@ -34,7 +35,11 @@ def local_folder(name: str | Path, *, download: bool = True) -> Path:
     try:
         return Path(
             snapshot_download(
-                repository, revision=revision or None, allow_patterns=_WANTED, local_files_only=not download
+                repository,
+                revision=revision or None,
+                allow_patterns=_WANTED if weights else ["config.json"],
+                ignore_patterns=["consolidated*", "*/*"],
+                local_files_only=not download,
             )
         )
     except Exception as error:  # the hub library raises many kinds: no network, no such name, no access

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from errno import EBADF, EINVAL, ENOSYS, ENOTSOCK, EOPNOTSUPP, EPERM, EXDEV
+from errno import EBADF, EINVAL, ENOSPC, ENOSYS, ENOTSOCK, EOPNOTSUPP, EPERM, EXDEV
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -113,7 +113,9 @@ def write_shards(source: Path, shards: Sequence[Shard], folder: Path, progress: 
 def _write_shard(shard: Shard, inputs: dict[str, int], folder: Path, report: Progress) -> Path:
     path = folder / shard.file
     with open(path, "wb", buffering=0) as output:
-        output.write(shard.header())
+        header = shard.header()
+        if output.write(header) != len(header):
+            raise OSError(ENOSPC, "the header was cut short")
         for name, begin, end in _runs(shard.moves):
             copy_range(inputs[name], begin, end, output.fileno(), report, name)
     return path
@@ -143,11 +145,14 @@ def copy_range(source: int, begin: int, end: int, target: int, report: Progress,
         try:
             while begin < end:
                 copied = way(source, begin, min(end - begin, _MAX_KERNEL_BYTES), target)
+                if copied == 0 and way is not _read_write:
+                    break  # some file systems give up without an error; reading tells whether the file has ended
                 if copied == 0:
                     raise CheckpointError(f"{name} ended {end - begin} bytes early: it changed while it was read")
                 begin += copied
                 report(copied)
-            return
+            else:
+                return
         except OSError as error:
             if error.errno not in _UNSUPPORTED or way is _read_write:
                 raise

@@ -119,11 +119,16 @@ class Files:
                         allowed=f"one of its fields: {fields[:200]}",
                         next_step="name the field in the recipe: field: ...",
                     )
+                if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+                    raise DataError(
+                        f"row {number} of {path} holds half of a surrogate pair, which is no text",
+                        next_step="write the row again as valid UTF-8",
+                    )
                 if text:
                     yield Document(f"{path.name}:{number}", text)
 
     def identity(self, digest: Callable[[Path], str]) -> dict[str, Any]:
-        files = [{"name": path.name, "sha256": digest(path)} for path in self._files()]
+        files = [{"kind": _kind(path), "sha256": digest(path)} for path in self._files()]
         return {"source": "files", "files": files, "field": self.field}
 
     def _files(self) -> list[Path]:
@@ -176,14 +181,18 @@ class HubDataset:
             ) from error
         try:
             rows = load_dataset(self.name, self.config, split=self.split, revision=self.revision, streaming=True)
+            for number, row in enumerate(rows):
+                if not isinstance(row.get(self.field), str):
+                    raise DataError(
+                        f"row {number} of {self.name} has no text in '{self.field}'", allowed=", ".join(row)
+                    )
+                yield Document(f"{self.name}:{number}", row[self.field])
+        except DataError:
+            raise
         except Exception as error:  # datasets raises many kinds: no network, no such name, no such config
             raise DataError(
-                f"cannot open the data set {self.name}: {error}", next_step="check its name and the network"
+                f"cannot read the data set {self.name}: {error}", next_step="check its name and the network"
             ) from error
-        for number, row in enumerate(rows):
-            if not isinstance(row.get(self.field), str):
-                raise DataError(f"row {number} of {self.name} has no text in '{self.field}'", allowed=", ".join(row))
-            yield Document(f"{self.name}:{number}", row[self.field])
 
     def identity(self, digest: Callable[[Path], str]) -> dict[str, Any]:
         return {"source": "hub", "name": self.name, "config": self.config, "split": self.split, "field": self.field,
@@ -265,7 +274,7 @@ def _rows(path: Path) -> Iterable[tuple[int, Any]]:
                 yield from enumerate(json.load(file), 1)
             else:
                 yield from ((number, json.loads(line)) for number, line in enumerate(file, 1) if line.strip())
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError) as error:
         raise DataError(f"cannot read {path}: {error}", next_step="repair the file, or take it out of paths") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,10 +19,6 @@ class HeldOutLoss:
     loss: float
     num_tokens: int
 
-    @property
-    def perplexity(self) -> float:
-        return math.exp(self.loss)
-
 
 def held_out_loss(
     model: nn.Module,
@@ -31,30 +26,27 @@ def held_out_loss(
     objective: Callable[[nn.Module, Batch], Tensor],
     *,
     rows_per_batch: int = 4,
-    autocast: bool = False,
     label: str = "evaluate",
     progress: bool = False,
 ) -> HeldOutLoss:
-    """Mean loss over all targets of ``rows``; the batch size does not change it.
+    """Mean loss over all targets of ``rows``, in the type of the model's weights; the batch size does not change it.
 
     Args:
         model: Any model that the objective takes; its training mode is restored.
         rows: Held-out text.
         objective: Summed loss of a batch.
         rows_per_batch: Rows in one forward pass.
-        autocast: Compute in bfloat16 where it is safe.
         label: Name on the progress bar.
         progress: Whether to show one.
     """
-    training, device = model.training, next(model.parameters()).device
+    training = model.training
     model.eval()
     total, num_tokens = 0.0, 0
     with torch.inference_mode(), tqdm(
         total=rows.num_targets, desc=label, unit="tok", disable=not progress, dynamic_ncols=True, leave=False
     ) as bar:  # fmt: skip
         for batch in rows.in_order(rows_per_batch):
-            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                total += objective(model, batch).item()
+            total += objective(model, batch).item()
             num_tokens += batch.num_targets
             bar.update(batch.num_targets)
     model.train(training)

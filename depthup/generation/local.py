@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DepthupError
 from ..models import Model, Tokenizer, quiet_transformers
 from .backend import Sampling
 
@@ -31,7 +31,11 @@ class LocalBackend:
         self._model, self._tokenizer, self._chat = model, tokenizer, chat
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[str]:
-        """The continuation of each prompt, special tokens removed."""
+        """The continuation of each prompt, special tokens removed.
+
+        Raises:
+            DepthupError: A prompt has no token.
+        """
         return [self._continue(prompt, sampling) for prompt in prompts]
 
     def _continue(self, prompt: str, sampling: Sampling) -> str:
@@ -40,13 +44,19 @@ class LocalBackend:
             prompt = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         encoded = self._tokenizer(prompt, return_tensors="pt", add_special_tokens=not self._chat).to(self._model.device)
         padding = self._tokenizer.pad_token_id
-        drawing = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        if encoded["input_ids"].shape[1] == 0:
+            raise DepthupError(
+                "an empty prompt has no token to go on from", next_step="give a prompt of one word or more"
+            )
+        drawing = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
         torch.manual_seed(sampling.seed)
         with torch.inference_mode(), quiet_transformers():
             output = self._model.generate(
                 input_ids=encoded["input_ids"],
                 attention_mask=encoded["attention_mask"],
                 max_new_tokens=sampling.max_new_tokens,
+                repetition_penalty=1.0,  # a model's own generation config may say otherwise
+                no_repeat_ngram_size=0,
                 pad_token_id=self._tokenizer.eos_token_id if padding is None else padding,
                 **(drawing if sampling.temperature > 0 else {"do_sample": False}),
             )

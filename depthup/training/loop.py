@@ -38,7 +38,7 @@ class TrainSettings:
         seed: Order of rows.
         eval_every: Steps between held-out losses; 0 for start and end only.
         micro_batch_rows: Rows in one forward pass; changes memory and speed, not the result.
-        checkpoint_every: Steps between saved states; 0 for interruptions only.
+        checkpoint_every: Steps between saved states, the last step included; 0 for interruptions only.
         autocast: Compute in bfloat16 where it is safe, parameters stay float32.
     """
 
@@ -117,7 +117,7 @@ def train(
             bar.update()
             if step == num_steps or (settings.eval_every and step % settings.eval_every == 0):
                 measure()
-            due = settings.checkpoint_every and step % settings.checkpoint_every == 0 and step < num_steps
+            due = settings.checkpoint_every and (step % settings.checkpoint_every == 0 or step == num_steps)
             if due or stop():
                 save_state(states, model, optimizer, {"step": step, "tokens_seen": tokens_seen})
                 if stop():

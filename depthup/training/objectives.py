@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.packing import IGNORED, Batch
+from ..errors import TrainingError
 
 # (model, batch) -> sum of the loss over the batch's targets, a scalar in float32 on the model's device
 Objective = Callable[[nn.Module, Batch], Tensor]
+
+
+def require_document_mask(model: nn.Module) -> None:
+    """Make sure that a model keeps packed documents apart: two short ones must cost packed what they cost alone.
+
+    transformers reads the document mask from position ids for most architectures, not for all (those with ALiBi,
+    learned positions or a recurrent state do not); for these it says nothing.
+
+    Raises:
+        TrainingError: Documents in a row would see one another.
+    """
+    ids = np.arange(1, 17, dtype=np.int64)[None]
+    labels = np.concatenate([ids[:, 1:], [[IGNORED]]], axis=1)
+    labels[:, 7] = IGNORED
+    packed = Batch(ids, labels, np.tile(np.arange(8), 2)[None])
+    halves = (Batch(ids[:, part], labels[:, part], np.arange(8)[None]) for part in (slice(0, 8), slice(8, 16)))
+    training = model.training
+    model.eval()
+    with torch.inference_mode():
+        together, alone = causal_lm(model, packed).item(), sum(causal_lm(model, half).item() for half in halves)
+    model.train(training)
+    if not math.isclose(together, alone, rel_tol=2e-4):
+        raise TrainingError(
+            "this architecture has no document mask in transformers: packed documents would see one another",
+            next_step="set document_mask: false where that does no harm (long documents, continued pretraining)",
+        )
 
 
 def causal_lm(model: nn.Module, batch: Batch) -> Tensor:

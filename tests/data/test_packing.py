@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from depthup.data.packing import IGNORED, Batch, pack
 from depthup.data.sources import Document
 from depthup.data.tokens import TokenizedDocuments, sample, write_tokens
-from depthup.errors import DataError
-from depthup.training.objectives import causal_lm
+from depthup.errors import DataError, TrainingError
+from depthup.training.objectives import causal_lm, require_document_mask
 
 
 def documents(lengths: list[int], seed: int = 0) -> TokenizedDocuments:
@@ -55,9 +55,25 @@ def test_best_fit_fills_rows_as_well_as_an_optimal_packing_of_these_lengths() ->
     assert rows.num_rows == 4  # 40 tokens, 4 rows of 10: 8+2, 7+3, 6+4, 5+5
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma2", "gpt2"])
-def test_packed_loss_is_the_loss_of_the_documents_alone(family: str) -> None:
+def test_families_whose_documents_would_see_one_another_are_refused() -> None:
+    """The guard agrees with the measured loss for every family, and refuses no family of the Llama line."""
+    refused = set()
+    for family in pico.FAMILIES:
+        try:
+            require_document_mask(pico.model(family))
+        except TrainingError:
+            refused.add(family)
+    assert {"bloom", "falcon", "mamba", "opt"} <= refused
+    assert not refused & {"llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2", "phi3"}
+
+
+@pytest.mark.parametrize("family", pico.FAMILIES)
+def test_packed_loss_is_the_loss_of_the_documents_alone_or_the_family_is_refused(family: str) -> None:
     model = pico.model(family)
+    try:
+        require_document_mask(model)
+    except TrainingError:
+        return
     docs = documents([9, 5, 14, 3, 7, 2, 11])
     packed = sum(causal_lm(model, batch).item() for batch in pack(docs, 16).in_order(2))
     alone = 0.0

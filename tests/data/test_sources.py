@@ -51,7 +51,7 @@ def test_a_data_set_is_read_by_name(tmp_path: Path) -> None:
     assert [document.text for document in documents] == [row["text"] for row in ROWS]
     with pytest.raises(DataError, match="no text in 'txt'"):
         list(HubDataset(str(tmp_path), field="txt").documents())
-    with pytest.raises(DataError, match="cannot open the data set no-one/no-such-set"):
+    with pytest.raises(DataError, match="cannot read the data set no-one/no-such-set"):
         list(HubDataset("no-one/no-such-set").documents())
 
 
@@ -107,6 +107,7 @@ def test_identity_follows_the_content_not_the_path(tmp_path: Path) -> None:
         ('{"text": "good"}\n{"txt": "misnamed"}\n', "row 2 of .*rows.jsonl has no text in the field 'text'.*'txt'"),
         ('{"text": "good"}\n{"text": 7}\n', "row 2 of"),
         ('{"text": "good"}\nno json\n', "cannot read .*rows.jsonl"),
+        ('{"text": "good"}\n{"text": "\\ud800"}\n', "row 2 of .* surrogate"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, content: str, said: str) -> None:
