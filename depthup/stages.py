@@ -96,6 +96,8 @@ def identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, str], digests: D
         settings["gguf"] = digests.of(package_file(stage.gguf))
     if isinstance(stage, PretrainStage | EvaluateStage):
         settings["data"] = _data_identity(recipe, stage.data, digests)
+    if isinstance(stage, ReportStage):
+        settings["stages"] = list(recipe.stages)  # a page shows names, which are no part of any other fingerprint
     kind = KINDS[stage.kind]
     is_random = isinstance(stage, PretrainStage) or (isinstance(stage, ImportStage) and stage.random is not None)
     seed = {"seed": recipe.seed} if is_random else {}
