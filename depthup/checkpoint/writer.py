@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from errno import EBADF, EINVAL, ENOSPC, ENOSYS, ENOTSOCK, EOPNOTSUPP, EPERM, EXDEV
@@ -16,7 +16,8 @@ from ..files import write_json
 from .reader import DTYPE_BITS, INDEX_NAME, SINGLE_NAME, Tensor
 
 _CHUNK_BYTES = 8 << 20
-_MAX_KERNEL_BYTES = 1 << 30  # one call to the kernel; keeps progress alive on slow disks
+_MAX_KERNEL_BYTES = 256 << 20  # one call to the kernel; keeps progress alive on slow disks
+_SYNC_BYTES = 256 << 20  # a file goes to the disk in parts of about this size while the rest is copied
 _UNSUPPORTED = frozenset({EBADF, EINVAL, ENOSYS, ENOTSOCK, EOPNOTSUPP, EPERM, EXDEV})
 
 Progress = Callable[[int], object]
@@ -90,13 +91,13 @@ def write_shards(source: Path, shards: Sequence[Shard], folder: Path, progress: 
         CheckpointError: A source file ended before its tensor did.
     """
     report = progress or (lambda num_bytes: None)
-    # Shard k is synced to the disk while shard k + 1 is copied.
+    # What was copied is synced to the disk while the rest is copied: copying is processor time, syncing is disk time.
     with ExitStack() as files, ThreadPoolExecutor(1) as syncing:
         inputs = {
             name: files.enter_context(open(source / name, "rb", buffering=0)).fileno()
             for name in sorted({move.source.shard for shard in shards for move in shard.moves})
         }
-        pending = [syncing.submit(_sync, _write_shard(shard, inputs, folder, report)) for shard in shards]
+        pending = [future for shard in shards for future in _write_shard(shard, inputs, folder, report, syncing)]
         for done in pending:
             done.result()
     if len(shards) > 1:
@@ -110,15 +111,30 @@ def write_shards(source: Path, shards: Sequence[Shard], folder: Path, progress: 
         })  # fmt: skip
 
 
-def _write_shard(shard: Shard, inputs: dict[str, int], folder: Path, report: Progress) -> Path:
+def _write_shard(
+    shard: Shard, inputs: dict[str, int], folder: Path, report: Progress, syncing: ThreadPoolExecutor
+) -> list[Future[None]]:
+    """Write one shard; returns the syncs under way, the last of which covers the whole file."""
     path = folder / shard.file
+    pending: list[Future[None]] = []
+    unsynced = 0
+
+    def copied(num_bytes: int) -> None:
+        nonlocal unsynced
+        unsynced += num_bytes
+        if unsynced >= _SYNC_BYTES and (not pending or pending[-1].done()):
+            pending.append(syncing.submit(_sync, path))
+            unsynced = 0
+        report(num_bytes)
+
     with open(path, "wb", buffering=0) as output:
         header = shard.header()
         if output.write(header) != len(header):
             raise OSError(ENOSPC, "the header was cut short")
         for name, begin, end in _runs(shard.moves):
-            copy_range(inputs[name], begin, end, output.fileno(), report, name)
-    return path
+            copy_range(inputs[name], begin, end, output.fileno(), copied, name)
+    pending.append(syncing.submit(_sync, path))
+    return pending
 
 
 def _runs(moves: Sequence[Move]) -> list[tuple[str, int, int]]:
