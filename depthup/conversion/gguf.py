@@ -10,7 +10,7 @@ import torch
 
 from ..checkpoint.reader import read_config
 from ..errors import CheckpointError
-from ..files import publishing, refuse_existing, write_json
+from ..files import publishing, refuse_existing, require_space, write_json
 from ..models import DTYPES, Model, quiet_transformers, read_gguf
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
@@ -30,7 +30,7 @@ def import_gguf(file: str | os.PathLike[str], out: str | os.PathLike[str], dtype
 
     Raises:
         CheckpointError: The file is missing, no GGUF file, or of an architecture that transformers does not read.
-        OutputError: ``out`` exists.
+        OutputError: ``out`` exists, or the disk is too small.
     """
     refuse_existing(Path(out))
     require_gguf(Path(file))
@@ -43,6 +43,7 @@ def write_gguf(file: Path, folder: Path, dtype: DtypeName = "auto") -> str:
     require_gguf(file)
     model, tokenizer = read_gguf(file)
     chosen = _narrowest_exact(model) if dtype == "auto" else dtype
+    require_space(folder, model.num_parameters() * DTYPES[chosen].itemsize)
     with quiet_transformers():
         model.to(DTYPES[chosen]).save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from ..checkpoint.carry import carry
 from ..checkpoint.reader import INDEX_NAME, SINGLE_NAME, read_config
 from ..errors import CheckpointError
-from ..files import publishing, refuse_existing, write_json
+from ..files import publishing, refuse_existing, require_space, write_json
 
 _PREFIX = "pytorch_model"
 
@@ -27,7 +27,7 @@ def import_pickles(folder: str | os.PathLike[str], out: str | os.PathLike[str]) 
 
     Raises:
         CheckpointError: No such files, or one holds anything but tensors by name.
-        OutputError: ``out`` exists.
+        OutputError: ``out`` exists, or the disk is too small.
     """
     folder, out = Path(folder), Path(out)
     refuse_existing(out)
@@ -35,6 +35,7 @@ def import_pickles(folder: str | os.PathLike[str], out: str | os.PathLike[str]) 
     if not files:
         raise CheckpointError(f"{folder} has no {_PREFIX}*.bin", allowed="pickle weights as transformers saved them")
     read_config(folder)
+    require_space(out.parent, sum(file.stat().st_size for file in files))
     weight_map: dict[str, str] = {}
     total_size = 0
     with publishing(out) as partial:
