@@ -10,7 +10,7 @@ from typing import Any
 from ..artifacts.fingerprint import flatten
 from ..artifacts.record import Record
 from ..layers import LayerPlan
-from .page import Curve, Generation, ModelRow, Report, StageCard
+from .values import Curve, Generation, ModelRow, Report, StageCard
 
 _DESCRIPTIONS = {
     "import": "as published",

@@ -6,13 +6,10 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from . import svg
 from .text import format_compact, format_count, format_loss, format_rate
-
-if TYPE_CHECKING:
-    from .page import Curve
+from .values import Curve
 
 Points = list[tuple[float, float]]
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from .text import format_count, format_loss, format_perplexity, perplexity, visible
-
-if TYPE_CHECKING:
-    from .page import ModelRow
+from .values import ModelRow
 
 MODEL_HEADERS = ("model", "layers", "parameters", "tokens seen", "held-out loss", "perplexity")
 _NUMBER = re.compile(r"[-+\u2212]?(\d[\d,]*(\.\d+)?([eE][-+]?\d+)?[%kMBT]?|inf|nan)")

@@ -17,8 +17,9 @@ import pytest
 from depthup.layers import LayerPlan
 from depthup.report import svg, text
 from depthup.report.figures import layer_map_svg, loss_curve_svg
-from depthup.report.page import Curve, Generation, ModelRow, Report, StageCard, render_page
+from depthup.report.page import render_page
 from depthup.report.tables import model_table, render_table
+from depthup.report.values import Curve, Generation, ModelRow, Report, StageCard
 
 PLANS = {
     "solar": LayerPlan.upscale(32, 8),
