@@ -261,6 +261,7 @@ def _generate(options: argparse.Namespace) -> None:
 
     folders = [local_folder(model) for model in options.models]
     sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed)
+    # torch is loaded only now, so that the mistakes above are told at once
     from .generation.local import LocalBackend
     from .models import load_model, load_tokenizer, resolve_device
 

@@ -165,7 +165,7 @@ def run_upscale(job: Job, folder: Path) -> dict[str, Any]:
         preset=stage.preset,
     )
     surgery = plan_surgery(base, plan, stack=stack)
-    require_space(folder, surgery.num_bytes)
+    require_space(folder, surgery.num_output_bytes)
     with tqdm(
         total=surgery.num_bytes, desc=job.name, unit="B", unit_scale=True, disable=not job.progress, dynamic_ncols=True
     ) as bar:
@@ -215,7 +215,7 @@ def run_pretrain(job: Job, folder: Path) -> dict[str, Any]:
     result = train(model, rows, causal_lm, settings, folder, evaluate=evaluate, label=job.name, progress=job.progress)
     export_model(model, source, folder)
     carry(source, folder)
-    shutil.rmtree(folder / "state", ignore_errors=True)  # last: until here a failure costs no training
+    shutil.rmtree(folder / "state", ignore_errors=True)  # last: a failure before it goes on from the last saved state
     return {
         "num_steps": result.num_steps,
         "num_tokens_seen": result.num_tokens_seen,

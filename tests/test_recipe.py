@@ -91,6 +91,15 @@ def test_values_of_another_form_are_refused(value: object) -> None:
         parse_recipe(value)
 
 
+def test_the_control_recipe_is_the_quickstart_and_one_more_run() -> None:
+    folder = REPOSITORY / "recipes" / "quickstart"
+    quickstart, control = load_recipe(folder), load_recipe(folder / "control.yaml")
+    assert (control.name, control.seed, control.data) == (quickstart.name, quickstart.seed, quickstart.data)
+    shared = quickstart.stages.keys() - {"page"}
+    assert all(control.stages[name] == quickstart.stages[name] for name in shared)
+    assert control.stages["control"] == quickstart.stages["trained"].model_copy(update={"model": "base"})
+
+
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in REPOSITORY.glob("recipes/*/recipe.yaml")))
 def test_each_recipe_of_the_repository_loads_and_is_explained(folder: str) -> None:
     recipe = load_recipe(REPOSITORY / "recipes" / folder)

@@ -63,6 +63,12 @@ class Surgery:
         """Bytes of all target tensors, headers not counted."""
         return sum(shard.num_data_bytes for shard in self.shards)
 
+    @cached_property
+    def num_output_bytes(self) -> int:
+        """Bytes that the target takes on the disk: tensors, headers and the files that go along."""
+        carried = sum(path.stat().st_size for path in carried_files(self.base.folder))
+        return self.num_bytes + sum(len(shard.header()) for shard in self.shards) + carried
+
     def describe(self) -> str:
         """The plan and what it costs, as text."""
         base, millions = self.base, 1e-6
@@ -188,9 +194,7 @@ def publish_surgery(surgery: Surgery, out: Path, progress: Progress | None = Non
         OutputError: ``out`` exists or the disk is too small.
     """
     refuse_existing(out)
-    carried = sum(path.stat().st_size for path in carried_files(surgery.base.folder))
-    headers = sum(len(shard.header()) for shard in surgery.shards)
-    require_space(out.parent, surgery.num_bytes + headers + carried)
+    require_space(out.parent, surgery.num_output_bytes)
     with publishing(out) as partial:
         write_surgery(surgery, partial, progress)
 
