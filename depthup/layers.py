@@ -1,8 +1,9 @@
-"""LayerPlan: which base layer each target layer starts from. Everything about surgery is read off this one object.
+"""LayerPlan: which base layer each target layer starts from, and how. Everything about surgery is read off it.
 
 Depth up-scaling (Kim et al. 2023, arXiv:2312.15166, section 2) copies a base of n layers, drops the last m of one
 copy and the first m of the other, and joins them: s = 2 (n - m) layers with one seam. A plan says that, and any other
-stack of whole layers, as one ordered list of base layers. Standard library only.
+stack of whole layers, as one ordered list of base layers. Where a layer is not to start as a plain copy, an
+:class:`Init` says how it starts instead. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,9 +13,56 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 from typing import Any
 
-from .errors import PlanError
+from .errors import PlanError, nearest
+
+# How a target layer may start, and what the numbers in brackets mean. growth/inits.py computes each of them.
+INITS = {
+    "copy": "the bytes of the base layer",
+    "identity": "a copy whose residual outputs are zero: at first the layer changes nothing",
+    "attenuated": "a copy with residual outputs times a factor (1/sqrt(k) for a base layer that stands k times)",
+    "norm-matched": "a copy with residual outputs times the measured growth of the stream's RMS at its new place",
+    "average": "weights between the base layer and the one after it, or (layer, share of that layer = 0.5)",
+    "slerp": "the same on the arc between the two (layer, share of that layer = 0.5)",
+    "random": "normal noise of the width of the model's own start (seed = 0)",
+    "learned": "weights that a small network predicts from the neighbours (LESA)",
+    "transport": "the mean with the next layer, neurons matched by optimal transport, residual outputs zero (OpT-DeUS)",
+}
+_PART = re.compile(
+    r"(?P<first>[0-9]{1,9})\s*(?:-\s*(?P<last>[0-9]{1,9})\s*)?"
+    r"(?::\s*(?P<kind>[a-z-]{1,20})\s*(?:\((?P<numbers>[^()]{0,80})\))?)?"
+)
+_COMMA = re.compile(r",(?![^()]*\))")  # not inside brackets
+
+
+@dataclass(frozen=True, slots=True)
+class Init:
+    """How a target layer starts: a key of :data:`INITS`, and the numbers that stand in brackets behind it.
+
+    Raises:
+        PlanError: No such kind, or numbers that it does not take.
+    """
+
+    kind: str = "copy"
+    numbers: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in INITS:
+            raise PlanError(f"no layer can start as '{self.kind}'{nearest(self.kind, INITS)}", allowed=", ".join(INITS))
+        most = {"average": 2, "slerp": 2, "attenuated": 1, "norm-matched": 1, "random": 1}.get(self.kind, 0)
+        if len(self.numbers) > most or not all(isfinite(number) for number in self.numbers):
+            raise PlanError(
+                f"'{self}' has {len(self.numbers)} numbers",
+                allowed=f"at most {most} for {self.kind}: {INITS[self.kind]}",
+            )
+
+    def __str__(self) -> str:
+        return self.kind + (f"({','.join(f'{number:.12g}' for number in self.numbers)})" if self.numbers else "")
+
+
+COPY = Init()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +97,20 @@ class Seam:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The base layer (``0 <= source < num_base_layers``) from which each target layer is copied, in order.
+    """The base layer (``0 <= source < num_base_layers``) from which each target layer starts, in order.
+
+    Attributes:
+        num_base_layers: Depth of the base, n.
+        sources: One base layer for each target layer.
+        inits: How each target layer starts; left out (or all plain copies, which is the same) it is empty.
 
     Raises:
-        PlanError: The plan is empty or names a layer that the base does not have.
+        PlanError: The plan is empty, or names a layer that the base does not have.
     """
 
     num_base_layers: int
     sources: tuple[int, ...]
+    inits: tuple[Init, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_base_layers < 1:
@@ -69,6 +123,12 @@ class LayerPlan:
                 f"the plan names base layer {wrong[0]}, but the base has {self.num_base_layers} layers",
                 allowed=f"0 to {self.num_base_layers - 1} (the first layer is 0)",
             )
+        if self.inits and len(self.inits) != len(self.sources):
+            raise PlanError(f"{len(self.inits)} inits for {len(self.sources)} layers", allowed="one for each layer")
+        if self.inits and all(init == COPY for init in self.inits):
+            object.__setattr__(self, "inits", ())  # one way to say "all copied", so that equal plans compare equal
+        for source, init in zip(self.sources, self.inits, strict=False):
+            _require_partner(source, init, self.num_base_layers)
 
     # -- ways to make a plan ---------------------------------------------------------------------------------------
 
@@ -110,27 +170,32 @@ class LayerPlan:
 
     @classmethod
     def parse(cls, text: str, num_base_layers: int) -> LayerPlan:
-        """Read the one-line grammar: comma-separated layers and inclusive runs, as in ``0-23,8-31`` or ``0-9,9,10``.
+        """Read the one-line grammar: comma-separated layers and inclusive runs, each with an init if it has one.
+
+        ``0-23,8-31`` is SOLAR; ``0-9,9:identity,10-12:average(13,0.25)`` shows the rest.
 
         Raises:
-            PlanError: A part is not of that form, or names a layer that is not there.
+            PlanError: A part is not of that form, or names a layer or an init that is not there.
         """
         sources: list[int] = []
-        for part in text.split(","):
-            match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9})\s*)?", part)
-            first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-            if first > last:
+        inits: list[Init] = []
+        for part in _COMMA.split(text):
+            match = _PART.fullmatch(part.strip())
+            first, last = (int(match["first"]), int(match["last"] or match["first"])) if match else (1, 0)
+            if match is None or first > last:
                 raise PlanError(
-                    f"'{part.strip()}' in '{text}' is no layer and no run of layers",
-                    allowed="numbers and rising runs with commas between, first layer 0, as in 0-23,8-31",
+                    f"'{part.strip()[:80]}' in '{text[:80]}' is no layer and no run of layers",
+                    allowed="numbers and rising runs with commas between, first layer 0, as in 0-23,8-31, each with an"
+                    " init if it is no plain copy, as in 9:identity",
                 )
             if last >= num_base_layers:
                 raise PlanError(
-                    f"'{part.strip()}' names base layer {last}, but the base has {num_base_layers} layers",
+                    f"'{part.strip()[:80]}' names base layer {last}, but the base has {num_base_layers} layers",
                     allowed=f"0 to {num_base_layers - 1} (the first layer is 0)",
                 )
             sources.extend(range(first, last + 1))
-        return cls(num_base_layers, tuple(sources))
+            inits.extend([Init(match["kind"] or "copy", _numbers(match["numbers"]))] * (last + 1 - first))
+        return cls(num_base_layers, tuple(sources), tuple(inits))
 
     @classmethod
     def from_json(cls, value: Any) -> LayerPlan:
@@ -158,8 +223,37 @@ class LayerPlan:
 
     @property
     def text(self) -> str:
-        """The plan in the one-line grammar, each slice as one run."""
-        return ",".join(f"{s.start}-{s.stop - 1}" if s.num_layers > 1 else str(s.start) for s in self.slices)
+        """The plan in the one-line grammar, each slice as one run if all of it starts in one way."""
+        runs: list[tuple[int, int, Init]] = []
+        for target, source in enumerate(self.sources):
+            init = self.init(target)
+            if runs and runs[-1][1:] == (source - 1, init):
+                runs[-1] = (runs[-1][0], source, init)
+            else:
+                runs.append((source, source, init))
+        return ",".join(
+            (f"{first}-{last}" if last > first else f"{first}") + (f":{init}" if init != COPY else "")
+            for first, last, init in runs
+        )
+
+    def init(self, target: int) -> Init:
+        """How a target layer starts."""
+        return self.inits[target] if self.inits else COPY
+
+    @property
+    def new(self) -> tuple[int, ...]:
+        """Target layers that are no original: those that start otherwise, and further copies of a base layer.
+
+        The first plain copy of a base layer counts as the original one. Trainers freeze the others' complement.
+        """
+        seen: set[int] = set()
+        new = []
+        for target, source in enumerate(self.sources):
+            if self.init(target) != COPY or source in seen:
+                new.append(target)
+            else:
+                seen.add(source)
+        return tuple(new)
 
     @cached_property
     def slices(self) -> tuple[Slice, ...]:
@@ -223,8 +317,35 @@ class LayerPlan:
             stop = part.target_start + part.num_layers
             name = f"target {part.target_start:>{digits}}-{stop - 1:<{digits}}"
             lines.append(f"{name:<{label}}{bar(part.start, part.stop)}  {part.start}-{part.stop - 1}")
+        for init in dict.fromkeys(init for init in self.inits if init != COPY):
+            start = [str(target) for target in range(s) if self.init(target) == init]
+            lines.append(f"{init}: target {', '.join(start)}")
         lines.append(
             f"{len(self.seams)} seam{'s' * (len(self.seams) != 1)}, {len(self.duplicated)} base layers stand"
             f" more than once, {len(self.unused)} not at all"
         )
         return "\n".join(lines)
+
+
+def _numbers(text: str | None) -> tuple[float, ...]:
+    if text is None or not text.strip():
+        return ()
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise PlanError(
+            f"'({text})' holds no numbers", allowed="numbers with commas between, as in (13,0.25)"
+        ) from None
+
+
+def _require_partner(source: int, init: Init, num_base_layers: int) -> None:
+    """Inits that mix two layers need the second, which is the next one unless it is named."""
+    if init.kind not in ("average", "slerp", "learned", "transport"):
+        return
+    partner = init.numbers[0] if init.numbers else source + 1
+    if partner != int(partner) or not 0 <= partner < num_base_layers:
+        raise PlanError(
+            f"'{source}:{init}' needs base layer {partner:g}, but the base has {num_base_layers} layers",
+            allowed=f"a second layer from 0 to {num_base_layers - 1}",
+            next_step=f"name it, as in {source}:average({max(source - 1, 0)})",
+        )

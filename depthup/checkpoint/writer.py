@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from errno import EBADF, EINVAL, ENOSPC, ENOSYS, ENOTSOCK, EOPNOTSUPP, EPERM, EXDEV
+from io import FileIO
+from math import prod
 from pathlib import Path
+from typing import TypeAlias
 
 from ..errors import CheckpointError
 from ..files import write_json
@@ -21,14 +24,32 @@ _SYNC_BYTES = 256 << 20  # a file goes to the disk in parts of about this size w
 _UNSUPPORTED = frozenset({EBADF, EINVAL, ENOSYS, ENOTSOCK, EOPNOTSUPP, EPERM, EXDEV})
 
 Progress = Callable[[int], object]
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """One target tensor: its name, and the tensor on disk that it is a copy of."""
+    """One target tensor: its name, and the tensor on disk that it is a copy of.
+
+    Where it is no copy, ``make`` yields its bytes, of the source's type and of ``shape`` (the source's by default).
+    """
 
     name: str
     source: Tensor
+    make: Callable[[], Iterable[Buffer]] | None = None
+    made_shape: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape if self.made_shape is None else self.made_shape
+
+    @property
+    def num_elements(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_elements * DTYPE_BITS[self.source.dtype] // 8
 
 
 @dataclass(frozen=True)
@@ -40,17 +61,15 @@ class Shard:
 
     @property
     def num_data_bytes(self) -> int:
-        return sum(move.source.num_bytes for move in self.moves)
+        return sum(move.num_bytes for move in self.moves)
 
     def header(self) -> bytes:
         """The safetensors header, padded so that the data begin at a multiple of 8 bytes."""
         entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
         position = 0
         for move in self.moves:
-            end = position + move.source.num_bytes
-            entries[move.name] = {
-                "dtype": move.source.dtype, "shape": move.source.shape, "data_offsets": (position, end)
-            }  # fmt: skip
+            end = position + move.num_bytes
+            entries[move.name] = {"dtype": move.source.dtype, "shape": move.shape, "data_offsets": (position, end)}
             position = end
         text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
@@ -62,11 +81,11 @@ def plan_shards(moves: Sequence[Move], max_shard_bytes: int) -> tuple[Shard, ...
     groups: list[list[Move]] = [[]]
     filled = 0
     for move in moves:
-        if groups[-1] and filled + move.source.num_bytes > max_shard_bytes:
+        if groups[-1] and filled + move.num_bytes > max_shard_bytes:
             groups.append([])
             filled = 0
         groups[-1].append(move)
-        filled += move.source.num_bytes
+        filled += move.num_bytes
     if len(groups) == 1:
         return (Shard(SINGLE_NAME, _aligned(groups[0])),)
     names = (f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups)))
@@ -101,11 +120,10 @@ def write_shards(source: Path, shards: Sequence[Shard], folder: Path, progress: 
         for done in pending:
             done.result()
     if len(shards) > 1:
-        tensors = [move.source for shard in shards for move in shard.moves]
         write_json(folder / INDEX_NAME, {
             "metadata": {
-                "total_parameters": sum(tensor.num_elements for tensor in tensors),
-                "total_size": sum(tensor.num_bytes for tensor in tensors),
+                "total_parameters": sum(move.num_elements for shard in shards for move in shard.moves),
+                "total_size": sum(shard.num_data_bytes for shard in shards),
             },
             "weight_map": dict(sorted((move.name, shard.file) for shard in shards for move in shard.moves)),
         })  # fmt: skip
@@ -131,22 +149,42 @@ def _write_shard(
         header = shard.header()
         if output.write(header) != len(header):
             raise OSError(ENOSPC, "the header was cut short")
-        for name, begin, end in _runs(shard.moves):
-            copy_range(inputs[name], begin, end, output.fileno(), copied, name)
+        for run in _runs(shard.moves):
+            if isinstance(run, Move):
+                _write_made(run, output, copied)
+            else:
+                name, begin, end = run
+                copy_range(inputs[name], begin, end, output.fileno(), copied, name)
     pending.append(syncing.submit(_sync, path))
     return pending
 
 
-def _runs(moves: Sequence[Move]) -> list[tuple[str, int, int]]:
-    """Byte ranges (source shard, begin, end), neighbours that lie side by side in the source joined to one."""
-    runs: list[tuple[str, int, int]] = []
+def _runs(moves: Sequence[Move]) -> list[tuple[str, int, int] | Move]:
+    """Byte ranges to copy (source shard, begin, end), neighbours in the source joined to one, and tensors to make."""
+    runs: list[tuple[str, int, int] | Move] = []
     for move in moves:
         tensor = move.source
-        if runs and runs[-1][0] == tensor.shard and runs[-1][2] == tensor.begin:
-            runs[-1] = (tensor.shard, runs[-1][1], tensor.end)
+        last = runs[-1] if runs else None
+        if move.make is not None:
+            runs.append(move)
+        elif isinstance(last, tuple) and last[0] == tensor.shard and last[2] == tensor.begin:
+            runs[-1] = (tensor.shard, last[1], tensor.end)
         else:
             runs.append((tensor.shard, tensor.begin, tensor.end))
     return runs
+
+
+def _write_made(move: Move, output: FileIO, report: Progress) -> None:
+    assert move.make is not None
+    written = 0
+    for buffer in move.make():
+        rest = memoryview(buffer).cast("B")
+        while rest:
+            count = output.write(rest)
+            written += count
+            rest = rest[count:]
+            report(count)
+    assert written == move.num_bytes, f"{move.name}: {written} bytes made, {move.num_bytes} expected"
 
 
 def copy_range(source: int, begin: int, end: int, target: int, report: Progress, name: str) -> None:

@@ -7,7 +7,6 @@ wrong; :func:`write_surgery` copies. No torch, no model class, memory independen
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from errno import ENOSPC
@@ -19,11 +18,12 @@ from .. import __version__
 from ..checkpoint.carry import carried_files, carry
 from ..checkpoint.config import grow_config, layer_kinds
 from ..checkpoint.names import Stack, find_stack
-from ..checkpoint.reader import Checkpoint, open_checkpoint
+from ..checkpoint.reader import Checkpoint, Tensor, open_checkpoint
 from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
 from ..errors import CheckpointError, OutputError, PlanError
 from ..files import publishing, refuse_existing, require_space, write_json
 from ..layers import LayerPlan
+from .inits import Bench, start_layer
 
 MANIFEST_NAME = "depthup.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -56,7 +56,7 @@ class Surgery:
 
     @cached_property
     def num_parameters(self) -> int:
-        return sum(move.source.num_elements for move in self.moves)
+        return sum(move.num_elements for move in self.moves)
 
     @cached_property
     def num_bytes(self) -> int:
@@ -111,24 +111,20 @@ def plan_surgery(
     edit = grow_config(base.config, stack, plan, config_lists)
     before: list[Move] = []
     after: list[Move] = []
-    layers: dict[int, list[tuple[str, Move]]] = defaultdict(list)
+    layers: dict[int, dict[str, Tensor]] = {layer: {} for layer in range(stack.num_layers)}
+    seen = False
     for tensor in base.tensors.values():
         place = stack.split(tensor.name)
         if place is None:
             # Embeddings first, norm and head last: in the order of the base when it is one file, and of use.
-            (after if layers else before).append(Move(tensor.name, tensor))
+            (after if seen else before).append(Move(tensor.name, tensor))
         else:
-            layers[place[0]].append((place[1], Move(tensor.name, tensor)))
+            layers[place[0]][place[1]] = tensor
+            seen = True
     _require_alike(base, stack, layers)
-    moves = [
-        *before,
-        *(
-            Move(stack.name(target, suffix), move.source)
-            for target, source in enumerate(plan.sources)
-            for suffix, move in layers[source]
-        ),
-        *after,
-    ]
+    bench = Bench(base, stack, plan, layers)
+    grown = (move for target in range(plan.num_target_layers) for move in start_layer(bench, target))
+    moves = [*before, *grown, *after]
     return Surgery(base, stack, plan, plan_shards(moves, max_shard_bytes), edit.config, edit.changes)
 
 
@@ -199,12 +195,12 @@ def publish_surgery(surgery: Surgery, out: Path, progress: Progress | None = Non
         write_surgery(surgery, partial, progress)
 
 
-def _require_alike(base: Checkpoint, stack: Stack, layers: Mapping[int, list[tuple[str, Move]]]) -> None:
+def _require_alike(base: Checkpoint, stack: Stack, layers: Mapping[int, Mapping[str, Tensor]]) -> None:
     """Layers with unlike tensors may only change places if the config says for each layer of which kind it is."""
     first_of: dict[tuple[str, ...], int] = {}
     for layer, kind in enumerate(layer_kinds(base.config, stack)):
         first = first_of.setdefault(kind, layer)
-        one, other = ({(suffix, move.source.shape) for suffix, move in layers[i]} for i in (first, layer))
+        one, other = ({(suffix, tensor.shape) for suffix, tensor in layers[i].items()} for i in (first, layer))
         if one != other:
             raise CheckpointError(
                 f"layers {first} and {layer} of {stack.prefix} hold unlike tensors ({min(one ^ other)[0]}), and nothing"
