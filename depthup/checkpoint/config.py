@@ -1,74 +1,36 @@
 """Carry a raw ``config.json`` over to a layer plan: no config class is needed, no field is lost.
 
-What depends on a layer's index is re-indexed, written out as an explicit list, or refused with the reason. The
-fields are those of transformers' configs (a scan of 642 of them found these kinds of field).
+What depends on a layer's index is re-indexed, written out as an explicit list, or refused with the reason and the
+nearest plans that keep it. Which fields those are stands in :mod:`depthup.checkpoint.fields`.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any
 
 from ..errors import CheckpointError, PlanError, nearest
 from ..layers import LayerPlan
-from .names import Stack
-
-# One value for each layer.
-LAYER_LISTS = frozenset({
-    "layer_types", "mlp_layer_types", "layers_block_type", "attention_layers", "attn_layers", "no_rope_layers",
-    "layer_rope_theta", "indexer_types", "sliding_windows", "activation_sparsity_pattern",
-    "num_attention_heads_per_layer",
-    "num_key_value_heads_per_layer", "layers_num_experts", "block_configs", "intermediate_size",
-})  # fmt: skip
-# Indices of the layers that are special.
-INDEX_LISTS = frozenset({
-    "mlp_only_layers", "moe_layers", "cross_attention_layers", "full_attn_idxs", "attn_layer_indices",
-    "hybrid_layer_ids", "fullatt_block_indexes",
-})  # fmt: skip
-# Lists that may have as many values as there are layers by chance, and say nothing of layers.
-OTHER_LISTS = frozenset({
-    "architectures", "eos_token_id", "bos_token_id", "pad_token_id", "id2label", "label2id", "begin_suppress_tokens",
-    "suppress_tokens", "bad_words_ids", "keys_to_ignore_at_inference", "summary_proj_to_labels",
-})  # fmt: skip
-# A layer is special by its index modulo this / because its index is below this. The list on the right, when the
-# config has it, decides instead.
-PERIODS = {
-    "sliding_window_pattern": "layer_types", "_sliding_window_pattern": "layer_types",
-    "full_attention_interval": "layer_types", "global_attn_every_n_layers": "layer_types",
-    "attn_layer_period": "layers_block_type", "expert_layer_period": None, "decoder_sparse_step": None,
-    "interleave_moe_layer_step": "moe_layers", "no_rope_layer_interval": "no_rope_layers",
-    "cross_attention_frequency": None, "moe_layer_interval": None,
-}  # fmt: skip
-THRESHOLDS = {
-    "max_window_layers": "layer_types", "first_k_dense_replace": "mlp_layer_types", "num_dense_layers": None,
-    "moe_layer_start_index": None, "moe_layer_end_index": None,
-}  # fmt: skip
-# Not zero, false or null: what a layer computes, or stores, depends on its index in a way no config field can say.
-REFUSED = {
-    "scale_attn_by_inverse_layer_idx": "attention is divided by the layer's index + 1: a copy would compute otherwise",
-    "num_kv_shared_layers": "the last layers use the keys and values of earlier ones",
-    "num_nextn_predict_layers": "a multi-token-prediction block is stored behind the last layer",
-    "hidden_size_per_layer_input": "the embedding table has a part for each layer",
-}  # fmt: skip
-# What each layer is when the config does not list it, for families whose older checkpoints leave the list out.
-_SLIDING, _FULL = "sliding_attention", "full_attention"
-# Families whose classes fill in kinds of layers by a rule of their own when the config says nothing: refused then.
-UNSTATED = frozenset({
-    "afmoe", "cohere2", "cohere2_moe", "cwm", "deepseek_v32", "exaone4", "exaone_moe", "glm_moe_dsa", "gpt_oss",
-    "granite_swa", "granitemoe_swa", "lfm2", "llama4_text", "mimo_v2_flash", "modernbert-decoder", "olmo3",
-    "olmo_hybrid", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next", "smollm3", "zamba",
-})  # fmt: skip
-# Families in which a layer computes something else in another place, without a field that says so.
-INDEX_DEPENDENT = {"diffllama": "the weight of its second softmax is a function of the layer's index"}
-IMPLIED_LAYER_TYPES: dict[str, Callable[[Mapping[str, Any], int], str]] = {
-    "gemma2": lambda config, i: _FULL if i % 2 else _SLIDING,
-    "gemma3_text": lambda config, i: _SLIDING if (i + 1) % config.get("sliding_window_pattern", 6) else _FULL,
-    "qwen2": lambda config, i: _qwen(config, i),
-    "qwen3": lambda config, i: _qwen(config, i),
-}
+from .fields import (
+    IMPLIED,
+    INDEX_DEPENDENT,
+    INDEX_LISTS,
+    LAYER_LISTS,
+    LAYER_TABLES,
+    MLP_ONLY,
+    OTHER_LISTS,
+    OUTER_TAPS,
+    PERIODS,
+    REFUSED,
+    TAPS,
+    THRESHOLDS,
+    UNSTATED,
+)  # fmt: skip
+from .names import DECODER_KEYS, ENCODER_KEYS, Stack
 
 
 @dataclass(frozen=True)
@@ -79,8 +41,20 @@ class ConfigEdit:
     changes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What an architecture asks of a plan: the reason, as the beginning of a sentence, and the test."""
+
+    reason: str
+    holds: Callable[[LayerPlan], bool]
+
+
 def grow_config(
-    config: Mapping[str, Any], stack: Stack, plan: LayerPlan, lists: Mapping[str, str] | None = None
+    config: Mapping[str, Any],
+    stack: Stack,
+    plan: LayerPlan,
+    lists: Mapping[str, str] | None = None,
+    rules: Sequence[Rule] = (),
 ) -> ConfigEdit:
     """The config of the target.
 
@@ -89,55 +63,75 @@ def grow_config(
         stack: The stack that the plan is for.
         plan: One source for each target layer.
         lists: For lists of n values that depthup does not know: ``"layers"`` (re-index) or ``"keep"``, by key.
+        rules: What else the plan must keep, found from the names of the tensors.
 
     Raises:
         CheckpointError: A field cannot be carried over.
-        PlanError: The plan breaks a period or a threshold that this config can only state as a number.
+        PlanError: The plan breaks one of the rules, or what this config can only state as a number.
     """
-    result = copy.deepcopy(dict(config))
-    result.pop("_name_or_path", None)
-    scope: dict[str, Any] = result
-    for key in stack.scope:
-        scope = scope[key]
-    changes: list[str] = []
-
-    def put(key: str, value: Any) -> None:
-        before = scope.get(key)
-        if before != value:
-            scope[key] = value
-            changes.append(f"{key}: {_short(before)} -> {_short(value)}")
-
-    _refuse_inexpressible(scope)
+    edit = _Edit(copy.deepcopy(dict(config)), stack, plan)
+    edit.result.pop("_name_or_path", None)
+    scope = edit.scope
+    refuse_family(scope)
     _refuse_misspelt(scope, lists or {})
-    _imply_layer_types(scope, stack.num_layers, put)
+    implied = _write_implied(scope, stack.num_layers)
+    _write_broken_steps(edit)
+    require(plan, (*rules, *_rules(scope, stack)))
     for key in list(scope):
         value = scope[key]
-        if isinstance(value, list) and (key in INDEX_LISTS):
-            put(key, [target for target, source in enumerate(plan.sources) if source in value])
-        elif isinstance(value, list) and _is_per_layer(key, value, stack, lists or {}):
-            put(key, plan.reindex(value))
-    for key in [key for key in (*PERIODS, *THRESHOLDS) if key in scope]:
-        _carry_number(key, scope, plan, put, changes)
-    if "quantization_config" in result:
-        put_names = _carry_names(result["quantization_config"], stack, plan)
-        if put_names != result["quantization_config"]:
-            result["quantization_config"] = put_names
-            changes.append("quantization_config: layers named by index -> named by the plan")
-    for key in stack.depth_keys:
-        put(key, plan.num_target_layers)
-    # A model of several parts may repeat the text depth at the top.
-    for key in stack.depth_keys:
-        if stack.scope and result.get(key) == stack.num_layers:
-            result[key] = plan.num_target_layers
-            changes.append(f"{key} (top level): {stack.num_layers} -> {plan.num_target_layers}")
-    return ConfigEdit(result, tuple(changes))
+        if isinstance(value, dict) and key in LAYER_TABLES:
+            edit.put(key, _table(value, plan))
+        elif not isinstance(value, list):
+            continue
+        elif key in INDEX_LISTS:
+            edit.put(key, [target for target, source in enumerate(plan.sources) if source in value])
+        elif key in TAPS:
+            edit.put(key, [_tapped(index, TAPS[key], plan, key) for index in value])
+        elif _is_per_layer(key, value, stack, lists or {}):
+            edit.put(key, plan.reindex(value))
+    for key in [key for key in (*PERIODS, *THRESHOLDS) if type(scope.get(key)) is int]:
+        _carry_number(key, edit)
+    _leave_unsaid(edit, implied)
+    _carry_outer_taps(edit)
+    _carry_depth(edit)
+    _carry_quantization(edit)
+    return ConfigEdit(edit.result, tuple(edit.changes))
+
+
+class _Edit:
+    """A config under way: what it has become, and what was changed."""
+
+    def __init__(self, result: dict[str, Any], stack: Stack, plan: LayerPlan) -> None:
+        self.result, self.stack, self.plan = result, stack, plan
+        self.scope: dict[str, Any] = result
+        for key in stack.scope:
+            self.scope = self.scope[key]
+        self.changes: list[str] = []
+
+    def put(self, key: str, value: Any, where: dict[str, Any] | None = None) -> None:
+        fields = self.scope if where is None else where
+        before = fields.get(key)
+        if before != value:
+            fields[key] = value
+            self.changes.append(f"{key}: {_short(before)} -> {_short(value)}")
+
+
+def require(plan: LayerPlan, rules: Sequence[Rule]) -> None:
+    """Raise :class:`PlanError` for the first rule that the plan breaks, naming each m that keeps them all."""
+    for rule in rules:
+        if not rule.holds(plan):
+            n = plan.num_base_layers
+            fitting = [m for m in range((n + 1) // 2) if all(r.holds(LayerPlan.upscale(n, m)) for r in rules)]
+            raise PlanError(
+                f"{rule.reason}, and the plan {plan.text} breaks that",
+                allowed=f"for depth up-scaling m in {fitting}" if fitting else "no m keeps it",
+            )
 
 
 def layer_kinds(config: Mapping[str, Any], stack: Stack) -> list[tuple[str, ...]]:
     """What the config says of each layer by its index; layers of one kind should hold tensors of one form."""
-    scope: Any = config
-    for key in stack.scope:
-        scope = scope[key]
+    scope = dict(stack.fields(config))
+    _write_implied(scope, stack.num_layers)
     layers = range(stack.num_layers)
     facts: list[list[Any]] = []
     for key, value in scope.items():
@@ -145,13 +139,21 @@ def layer_kinds(config: Mapping[str, Any], stack: Stack) -> list[tuple[str, ...]
             facts.append(value)
         elif isinstance(value, list) and key in INDEX_LISTS:
             facts.append([layer in value for layer in layers])
+        elif isinstance(value, dict) and key in LAYER_TABLES:
+            by_layer = _by_layer(value)
+            facts.append([by_layer.get(layer) for layer in layers])
         elif type(value) is int and value > 0 and isinstance(scope.get((PERIODS | THRESHOLDS).get(key) or ""), list):
             continue  # the list on its right says it
         elif type(value) is int and value > 0 and key in PERIODS:
             facts.append([layer % value for layer in layers])
         elif type(value) is int and value > 0 and key in THRESHOLDS:
             facts.append([layer < value for layer in layers])
+        elif type(value) is int and value > 0 and key == "num_kv_shared_layers":
+            facts.append([layer >= stack.num_layers - value for layer in layers])
     return [tuple(str(fact[layer]) for fact in facts) for layer in layers]
+
+
+# -- what cannot be carried ------------------------------------------------------------------------------------------
 
 
 def _refuse_misspelt(scope: Mapping[str, Any], lists: Mapping[str, str]) -> None:
@@ -162,32 +164,125 @@ def _refuse_misspelt(scope: Mapping[str, Any], lists: Mapping[str, str]) -> None
             raise CheckpointError(f"'{what}' says nothing of the list '{key}'", allowed="layers, keep")
 
 
-def _refuse_inexpressible(scope: Mapping[str, Any]) -> None:
-    if reason := INDEX_DEPENDENT.get(str(scope.get("model_type"))):
+def refuse_family(scope: Mapping[str, Any]) -> None:
+    """Raise :class:`CheckpointError` where what a layer computes hangs on its index and no field can say it."""
+    family = scope.get("model_type")
+    if isinstance(family, str) and family in INDEX_DEPENDENT:
         raise CheckpointError(
-            f"the model is a {scope['model_type']}: {reason}",
-            next_step="this model cannot be up-scaled layer by layer yet",
+            f"the model is a {family}: {INDEX_DEPENDENT[family]}",
+            next_step="this model cannot be up-scaled layer by layer",
         )
     for key, reason in REFUSED.items():
         if scope.get(key):
             raise CheckpointError(
                 f"the config has {key} = {_short(scope[key])}: {reason}",
-                next_step="this model cannot be up-scaled layer by layer yet",
+                next_step="this model cannot be up-scaled layer by layer",
             )
 
 
-def _imply_layer_types(scope: dict[str, Any], num_layers: int, put: Callable[[str, Any], None]) -> None:
-    rule = IMPLIED_LAYER_TYPES.get(str(scope.get("model_type")))
-    if rule is not None and scope.get("layer_types") is None:
-        kinds = [rule(scope, layer) for layer in range(num_layers)]
-        if len(set(kinds)) > 1:
-            put("layer_types", kinds)
-    stated = any(scope.get(key) for key in (*LAYER_LISTS, *INDEX_LISTS, *PERIODS))
-    if scope.get("model_type") in UNSTATED and not stated:
-        raise CheckpointError(
-            f"the layers of {scope['model_type']} are of several kinds, and the config does not say which is which",
-            next_step="load and save the base with transformers once, which writes the list (layer_types)",
+def _rules(scope: Mapping[str, Any], stack: Stack) -> Iterator[Rule]:
+    """What the numbers of a config ask of a plan."""
+    for key in (*PERIODS, *THRESHOLDS):
+        value = scope.get(key)
+        if type(value) is int and value > 0 and not _is_idle(key, value, scope, stack.num_layers):
+            yield Rule(f"the config says {key} = {value} of all layers", _keeps(key, value))
+    shared = scope.get("num_kv_shared_layers")
+    if type(shared) is int and shared > 0:
+        first = stack.num_layers - shared
+        yield Rule(
+            f"the last {shared} layers use the keys and values of earlier ones (num_kv_shared_layers), so they can"
+            " only stand at the end",
+            lambda plan: (
+                _num_trailing(plan, first) == sum(source >= first for source in plan.sources) < len(plan.sources)
+            ),
         )
+
+
+def _is_idle(key: str, value: int, scope: Mapping[str, Any], num_layers: int) -> bool:
+    """Whether a number says the same of all layers, or nothing, because a list says it."""
+    if isinstance(scope.get((PERIODS | THRESHOLDS)[key] or ""), list):
+        return True
+    if key in PERIODS:
+        return value == 1
+    if key == "max_window_layers" and not scope.get("use_sliding_window"):
+        return True
+    return value >= num_layers - (key == "moe_layer_end_index")  # an inclusive end
+
+
+def _keeps(key: str, value: int) -> Callable[[LayerPlan], bool]:
+    if key in PERIODS:
+        return lambda plan: all(target % value == source % value for target, source in enumerate(plan.sources))
+    return lambda plan: all((target < value) == (source < value) for target, source in enumerate(plan.sources))
+
+
+def _num_trailing(plan: LayerPlan, first: int) -> int:
+    """How many layers at the end of the target come from base layer ``first`` or later."""
+    position = len(plan.sources)
+    while position and plan.sources[position - 1] >= first:
+        position -= 1
+    return len(plan.sources) - position
+
+
+# -- lists -----------------------------------------------------------------------------------------------------------
+
+
+def _write_implied(scope: dict[str, Any], num_layers: int) -> dict[str, list[Any]]:
+    """Write out the lists that the family's class would fill in; returns those that were not there."""
+    family = str(scope.get("model_type"))
+    written = {}
+    for key, kind in IMPLIED.get(family, {}).items():
+        if not scope.get(key):
+            written[key] = [kind(scope, layer, num_layers) for layer in range(num_layers)]
+    if isinstance(cycle := scope.get("block_types"), list) and 0 < len(cycle) < num_layers:
+        written["block_types"] = (cycle * num_layers)[:num_layers]  # RecurrentGemma repeats it
+    scope.update(written)
+    unsaid = [key for key in UNSTATED.get(family, ()) if not scope.get(key)]
+    if unsaid:
+        raise CheckpointError(
+            f"the layers of {family} are of several kinds, and the config does not say which is which: {unsaid[0]} is"
+            " left out",
+            next_step="load and save the base with transformers once, which writes the list",
+        )
+    return written
+
+
+def _leave_unsaid(edit: _Edit, implied: Mapping[str, list[Any]]) -> None:
+    """Take out again a list that was written down for a base of one kind, if the class will fill in the same."""
+    s = edit.plan.num_target_layers
+    for key in implied:
+        rule = IMPLIED.get(str(edit.scope.get("model_type")), {}).get(key)
+        same = rule is not None and [rule(edit.scope, layer, s) for layer in range(s)] == edit.scope[key]
+        if same and len(set(map(str, edit.scope[key]))) == 1:
+            del edit.scope[key]
+            edit.changes = [change for change in edit.changes if not change.startswith(f"{key}: ")]
+        else:
+            edit.changes = [re.sub(rf"^{key}: list of \d+ ->", f"{key}: None ->", change) for change in edit.changes]
+
+
+def _table(value: Mapping[str, Any], plan: LayerPlan) -> dict[str, Any]:
+    by_layer = _by_layer(value)
+    width = len(str(plan.num_target_layers - 1)) if any(key.startswith("0") and len(key) > 1 for key in value) else 1
+    return {
+        str(target).zfill(width): copy.deepcopy(by_layer[source])
+        for target, source in enumerate(plan.sources)
+        if source in by_layer
+    }
+
+
+def _by_layer(value: Mapping[str, Any]) -> dict[int, Any]:
+    return {int(key): entry for key, entry in value.items() if key.isascii() and key.isdigit() and len(key) < 7}
+
+
+def _tapped(index: Any, offset: int, plan: LayerPlan, key: str) -> Any:
+    """The place of a tapped layer in the target: its last copy. Counted from the end it stays where it is."""
+    if type(index) is not int or index < offset:
+        if type(index) is int and index < 0 and plan.sources[index:] != tuple(range(plan.num_base_layers))[index:]:
+            raise PlanError(f"{key} counts {-index} layers from the end, and the plan {plan.text} changes those")
+        return index
+    targets = plan.targets_of(index - offset)
+    if not targets:
+        raise PlanError(f"{key} names base layer {index - offset}, which the plan {plan.text} leaves out")
+    return targets[-1] + offset
 
 
 def _is_per_layer(key: str, value: list[Any], stack: Stack, lists: Mapping[str, str]) -> bool:
@@ -195,13 +290,15 @@ def _is_per_layer(key: str, value: list[Any], stack: Stack, lists: Mapping[str, 
         return lists[key] == "layers"
     if key == "no_rope_layers" and not value:
         return False  # Llama 4 writes an empty list for "not said"
-    if key in LAYER_LISTS:
+    if key in LAYER_LISTS and key not in ("block_types", "intermediate_size"):
         if len(value) != stack.num_layers:
             raise CheckpointError(
                 f"config.json lists {len(value)} {key} for {stack.num_layers} layers",
                 next_step="run `depthup check` on the base; another tool may have left it inconsistent",
             )
         return True
+    if key in LAYER_LISTS:
+        return len(value) == stack.num_layers
     if len(value) == stack.num_layers and key not in OTHER_LISTS:
         raise CheckpointError(
             f"config.json has a list '{key}' of {len(value)} values, as many as there are layers, and depthup does"
@@ -209,6 +306,81 @@ def _is_per_layer(key: str, value: list[Any], stack: Stack, lists: Mapping[str, 
             next_step=f"say so with --config-list {key}=layers, or --config-list {key}=keep",
         )
     return False
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _write_broken_steps(edit: _Edit) -> None:
+    """Write a period that the plan breaks as a list, where the family reads one beside it."""
+    scope, step = edit.scope, edit.scope.get("decoder_sparse_step")
+    if scope.get("model_type") not in MLP_ONLY or type(step) is not int or step < 2:
+        return
+    if not _keeps("decoder_sparse_step", step)(edit.plan):
+        dense = {layer for layer in range(edit.stack.num_layers) if (layer + 1) % step}
+        scope["mlp_only_layers"] = sorted(dense | set(scope.get("mlp_only_layers") or ()))
+        edit.put("decoder_sparse_step", 1)
+
+
+def _carry_number(key: str, edit: _Edit) -> None:
+    """Move a threshold behind which nothing stands; drop what the plan breaks and a list says."""
+    scope, plan = edit.scope, edit.plan
+    value = scope[key]
+    if value < 1 or (key in PERIODS and value == 1):
+        return
+    n, s = plan.num_base_layers, plan.num_target_layers
+    if key in THRESHOLDS and value >= n - (key == "moe_layer_end_index"):  # "all layers are below it" stays so
+        edit.put(key, value + s - n)
+    elif key == "max_window_layers" and not scope.get("use_sliding_window"):
+        return  # no layer slides, the threshold says nothing
+    elif not _keeps(key, value)(plan):
+        del scope[key]
+        edit.changes.append(f"{key}: {value} -> removed, {(PERIODS | THRESHOLDS)[key]} says it for each layer")
+
+
+def _carry_outer_taps(edit: _Edit) -> None:
+    """Vision layers that the config around the tower taps, as LLaVA's ``vision_feature_layer``."""
+    if edit.stack.role != "vision" or not edit.stack.scope:
+        return
+    for key, offset in OUTER_TAPS.items():
+        value = edit.result.get(key)
+        if isinstance(value, list):
+            edit.put(key, [_tapped(index, offset, edit.plan, key) for index in value], edit.result)
+        elif type(value) is int:
+            edit.put(key, _tapped(value, offset, edit.plan, key), edit.result)
+
+
+def _carry_depth(edit: _Edit) -> None:
+    """The numbers that state the depth, also where another key has this one as its default, or repeats it."""
+    scope, stack, plan = edit.scope, edit.stack, edit.plan
+    n, s = plan.num_base_layers, plan.num_target_layers
+    if "num_layers" in stack.depth_keys and stack.role == "encoder" and scope.get("num_decoder_layers") is None:
+        edit.put("num_decoder_layers", n)  # T5: as many as the encoder has, where it is not said
+    if "num_layers" in stack.depth_keys and stack.role == "decoder" and scope.get("num_decoder_layers") is None:
+        edit.put("num_decoder_layers", s)
+    else:
+        for key in stack.depth_keys:
+            edit.put(key, s)
+    decoder_alone = stack.role == "text" and any(key in DECODER_KEYS for key in stack.depth_keys)
+    if decoder_alone:  # the cache has as many places as the class's num_hidden_layers says, which is the encoder's
+        for key in [key for key in (*ENCODER_KEYS, "num_hidden_layers") if type(scope.get(key)) is int]:
+            edit.put(key, max(s, scope[key]))
+    for key in stack.depth_keys:  # a model of several parts may repeat the text depth at the top
+        if stack.scope and edit.result.get(key) == n:
+            edit.result[key] = s
+            edit.changes.append(f"{key} (top level): {n} -> {s}")
+    scale = scope.get("scale_depth")
+    if isinstance(scale, float | int) and not isinstance(scale, bool):
+        # MiniCPM: each residual output is multiplied by scale_depth / sqrt(depth).
+        edit.put("scale_depth", scale * sqrt(s / n))
+
+
+def _carry_quantization(edit: _Edit) -> None:
+    if "quantization_config" in edit.result:
+        names = _carry_names(edit.result["quantization_config"], edit.stack, edit.plan)
+        if names != edit.result["quantization_config"]:
+            edit.result["quantization_config"] = names
+            edit.changes.append("quantization_config: layers named by index -> named by the plan")
 
 
 def _carry_names(value: Any, stack: Stack, plan: LayerPlan) -> Any:
@@ -228,44 +400,9 @@ def _names(name: str, stack: Stack, plan: LayerPlan) -> list[str]:
     return [name[: match.start(1)] + str(target) + name[match.end(1) :] for target in plan.targets_of(int(match[1]))]
 
 
-def _carry_number(
-    key: str, scope: dict[str, Any], plan: LayerPlan, put: Callable[[str, Any], None], changes: list[str]
-) -> None:
-    """Keep a period or a threshold if it still says the same of every layer; else drop it, or refuse the plan."""
-    value = scope[key]
-    if type(value) is not int or value < 1 or (key in PERIODS and value == 1):
-        return
-    n, s = plan.num_base_layers, plan.num_target_layers
-    if key in THRESHOLDS and value >= n - (key == "moe_layer_end_index"):  # an inclusive end
-        put(key, value + s - n)  # "all layers are below it" stays so
-        return
-    if key == "max_window_layers" and not scope.get("use_sliding_window"):
-        return  # no layer slides, the threshold says nothing
-    if _holds(key, value, plan):
-        return
-    decided_by = (PERIODS | THRESHOLDS)[key]
-    if decided_by is not None and isinstance(scope.get(decided_by), list):
-        del scope[key]
-        changes.append(f"{key}: {value} -> removed, {decided_by} says it for each layer")
-        return
-    fitting = [m for m in range((n + 1) // 2) if _holds(key, value, LayerPlan.upscale(n, m))]
-    raise PlanError(
-        f"the config says {key} = {value} of all layers, and the plan {plan.text} breaks that",
-        allowed=f"for depth up-scaling m in {fitting}" if fitting else "no m keeps it",
-    )
-
-
-def _holds(key: str, value: int, plan: LayerPlan) -> bool:
-    pairs = enumerate(plan.sources)
-    if key in PERIODS:
-        return all(target % value == source % value for target, source in pairs)
-    return all((target < value) == (source < value) for target, source in pairs)
-
-
-def _qwen(config: Mapping[str, Any], layer: int) -> str:
-    slides = config.get("use_sliding_window") and config.get("sliding_window") is not None
-    return _SLIDING if slides and layer >= config.get("max_window_layers", 28) else _FULL
-
-
 def _short(value: Any) -> str:
-    return f"list of {len(value)}" if isinstance(value, list) else str(value)
+    return (
+        f"{'list' if isinstance(value, list) else 'table'} of {len(value)}"
+        if isinstance(value, list | dict)
+        else str(value)
+    )

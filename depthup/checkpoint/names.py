@@ -3,23 +3,56 @@
 A stack is an indexed prefix, such as ``model.layers``, whose indices run from 0 to n - 1, where n is a depth that the
 config states. Everything under ``model.layers.7.`` belongs to layer 7 and moves with it: weights, biases, scales of
 quantised weights, buffers. No family has a template.
+
+Where a model has several stacks, the words of a prefix (vision, decoder ...) and the words around a depth in the config
+tell which speaks of which.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
+from .fields import COMPANIONS
 
-# Config fields that state a depth (growth of the list: transformers' attribute maps).
-DEPTH_KEYS = (
-    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers",
-    "num_decoder_layers", "depth", "num_blocks",
-)  # fmt: skip
-_SCOPE_HINTS = {"vision_config": ("vis", "image"), "audio_config": ("audio",)}
+# Config fields that state a depth (transformers' attribute maps).
+DEPTH_KEYS = frozenset({
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth", "num_blocks", "encoder_layers", "decoder_layers",
+    "num_encoder_layers", "num_decoder_layers", "encoder_num_hidden_layers", "decoder_num_hidden_layers",
+    "num_transformer_layers", "num_layers_per_stack",
+})  # fmt: skip
+# Fields that state the depth of a part, and the word that the part's prefix holds.
+PART_DEPTH_KEYS = {
+    "num_global_layers": "global_transformer", "conf_num_hidden_layers": "conformer", "layers": "text_model",
+    "resampler_depth": "perceiver", "speech_encoder_layers": "speech_encoder", "t2u_encoder_layers": "t2u_model",
+    "t2u_decoder_layers": "t2u_model", "pred_num_hidden_layers": "predictor", "mit_num_hidden_layers": "mit.",
+    "prompt_layers": "prompts_generator", "num_spatial_layers": "spatial", "num_temporal_layers": "temporal",
+    "num_auxiliary_layers": "auxiliary", "memory_attention_num_layers": "memory_attention",
+}  # fmt: skip
+ENCODER_KEYS = ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers", "num_layers")
+DECODER_KEYS = ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers")
+# Words for what a part of a model works on; what says none of these works on text.
+_SENSES = {
+    "vision": re.compile(r"visi|visual|image|video|pixel"),
+    "audio": re.compile(r"audio|speech|acoustic"),
+    "qformer": re.compile(r"qformer"),
+    "connector": re.compile(r"perceiver|resampler|connector"),
+}
+_TEXT = re.compile(r"text|language|llm")
+ROLES = ("text", "vision", "audio", "encoder", "decoder", "qformer", "connector")
+_MIN_TENSORS = 4  # what has fewer beside a stack that has more is some other list of modules: a head, a prompt
+
+
+class Depth(NamedTuple):
+    """A number in the config that may be a depth."""
+
+    scope: tuple[str, ...]
+    key: str
+    value: int
 
 
 @dataclass(frozen=True)
@@ -30,50 +63,73 @@ class Stack:
         prefix: What stands before the layer index, ``model.layers``; names are ``{prefix}.{layer}.{suffix}``.
         num_layers: Number of layers n.
         scope: Path of the config object that describes the stack, ``()`` or ``("text_config",)``.
-        depth_keys: Keys in that object whose value is n.
+        depth_keys: Keys in that object that state n, or would if they were written.
+        num_extra: Blocks with the indices n, n + 1 ... that are no layers: multi-token prediction.
+        role: What the stack is in its model, one of :data:`ROLES`.
+        companions: Prefixes of other lists with a member for each layer, which go along with it.
     """
 
     prefix: str
     num_layers: int
     scope: tuple[str, ...]
     depth_keys: tuple[str, ...]
+    num_extra: int = 0
+    role: str = "text"
+    companions: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[int, str] | None:
-        """``model.layers.7.mlp.up_proj.weight`` -> ``(7, "mlp.up_proj.weight")``; None for other tensors."""
-        head, separator, rest = name.partition(f"{self.prefix}.")
-        if head or not separator:
-            return None
-        index, _, suffix = rest.partition(".")
-        return (int(index), suffix) if _is_index(index) else None
+        """``model.layers.7.mlp.up_proj.weight`` -> ``(7, "mlp.up_proj.weight")``; None for other tensors.
+
+        In the suffix of a companion's tensor, which begins with its prefix, ``*`` stands for the layer.
+        """
+        for prefix in (self.prefix, *self.companions):
+            head, separator, rest = name.partition(f"{prefix}.")
+            index, _, suffix = rest.partition(".")
+            if not head and separator and _is_index(index):
+                return int(index), suffix if prefix == self.prefix else f"{prefix}.*.{suffix}"
+        return None
 
     def name(self, layer: int, suffix: str) -> str:
         """The name on disk of a layer's tensor."""
-        return f"{self.prefix}.{layer}.{suffix}"
+        if "*" in suffix:
+            return suffix.replace("*", str(layer), 1)
+        return f"{self.prefix}.{layer}.{suffix}" if suffix else f"{self.prefix}.{layer}"
+
+    def fields(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The config object that describes the stack."""
+        for key in self.scope:
+            config = config[key]
+        return config
 
 
-def find_stack(names: Iterable[str], config: Mapping[str, Any], prefix: str | None = None) -> Stack:
-    """The stack to work on: the only one, or the one with ``prefix``.
+def find_stack(names: Iterable[str], config: Mapping[str, Any], wanted: str | None = None) -> Stack:
+    """The stack to work on: the only one, or the one with the prefix or the role ``wanted``.
 
     Raises:
-        CheckpointError: No stack agrees with the config, several do and ``prefix`` names none of them.
+        CheckpointError: No stack agrees with the config, several do and ``wanted`` names none of them.
     """
     names = list(names)
     stacks = list(find_stacks(names, config))
-    if prefix is not None:
-        chosen = [stack for stack in stacks if stack.prefix == prefix]
-        if not chosen:
+    listed = ", ".join(f"{stack.prefix} ({stack.role}, {stack.num_layers} layers)" for stack in stacks)
+    if wanted is not None and stacks:
+        chosen = [stack for stack in stacks if stack.prefix == wanted]
+        chosen = chosen or [stack for stack in stacks if stack.role == wanted]
+        if not chosen and wanted in ("text", "encoder", "decoder"):  # the same part by its other name
+            chosen = stacks if len(stacks) == 1 else [stack for stack in stacks if wanted in stack.prefix]
+        if len(chosen) != 1:
             raise CheckpointError(
-                f"no stack of layers is called '{prefix}'",
-                allowed=", ".join(stack.prefix for stack in stacks) or "none was found",
+                f"{len(chosen) or 'no'} stack{'s' * (len(chosen) > 1)} of layers {'are' if chosen else 'is'} called"
+                f" '{wanted}'",
+                allowed=listed,
+                next_step="name one by its prefix, with --stack PREFIX",
             )
         return chosen[0]
     if len(stacks) == 1:
         return stacks[0]
     if stacks:
         raise CheckpointError(
-            "the model has several stacks of layers: "
-            + ", ".join(f"{stack.prefix} ({stack.num_layers} layers)" for stack in stacks),
-            next_step="choose one with --stack PREFIX",
+            f"the model has several stacks of layers: {listed}",
+            next_step=f"choose one with --stack, by its role or its prefix, as in --stack {stacks[0].role}",
         )
     containers = {prefix: sorted(indices) for prefix, indices in indexed_prefixes(names).items()}
     held = ", ".join(f"{prefix} (0-{indices[-1]}, {len(indices)} of them)" for prefix, indices in containers.items())
@@ -87,47 +143,186 @@ def find_stack(names: Iterable[str], config: Mapping[str, Any], prefix: str | No
 
 def find_stacks(names: Iterable[str], config: Mapping[str, Any]) -> Iterator[Stack]:
     """All stacks: outermost indexed prefixes that run without a gap to a depth which the config states."""
-    for prefix, indices in indexed_prefixes(names).items():
-        if indices != set(range(len(indices))):
+    names = list(names)
+    found = list(_stacks(layer_containers(names, _MIN_TENSORS), config))
+    # A model of one small kind of layer, or an adapter of one module a layer.
+    found = found or list(_stacks(layer_containers(names, 1), config))
+    yield from _with_companions(found, names, config)
+
+
+def _stacks(containers: Mapping[str, int], config: Mapping[str, Any]) -> Iterator[Stack]:
+    stated = list(depths(config))
+    for prefix, num_indices in containers.items():
+        best: tuple[int, int, Depth, int] | None = None
+        for depth in stated:
+            extra = num_indices - depth.value
+            if extra and extra != _num_extra(_at(config, depth.scope), depth.key):
+                continue
+            rank = _rank(prefix, depth, config, containers)
+            if rank is not None and (best is None or (rank, len(depth.scope)) > best[:2]):
+                best = (rank, len(depth.scope), depth, extra)
+        if best is not None:
+            _, _, depth, extra = best
+            keys = tuple(
+                other.key for other in stated
+                if (other.scope, other.value) == (depth.scope, depth.value)
+                and _rank(prefix, other, config, containers) is not None
+            )  # fmt: skip
+            yield Stack(prefix, depth.value, depth.scope, keys, extra, _role(prefix, depth, containers))
+        elif len(config.get("layers_block_type") or ()) == num_indices:  # Nemotron-H counts its list
+            yield Stack(prefix, num_indices, (), ())
+        elif (scope := _silent_scope(prefix, config)) is not None:
+            key = Depth(scope, "num_hidden_layers", num_indices)
+            yield Stack(prefix, num_indices, scope, (key.key,), 0, _role(prefix, key, containers))
+
+
+def _with_companions(stacks: list[Stack], names: list[str], config: Mapping[str, Any]) -> Iterator[Stack]:
+    """Put lists that stand side by side, as a family is known to have them, together as one stack."""
+    lists = indexed_prefixes(names)
+    for stack in stacks:
+        main, others = COMPANIONS.get(str(stack.fields(config).get("model_type")), ("", ()))
+        parent, _, last = stack.prefix.rpartition(".")
+        if any(stack.prefix.endswith(other) for other in others):
             continue
-        scopes: dict[tuple[str, ...], list[str]] = defaultdict(list)
-        for scope, key, depth in depths(config):
-            if depth == len(indices) and _fits(prefix, scope, key):
-                scopes[scope].append(key)
-        if scopes:
-            # The deepest scope that speaks of this stack; a VLM may repeat the text depth at the top.
-            scope = max(scopes, key=len)
-            yield Stack(prefix, len(indices), scope, tuple(scopes[scope]))
+        beside = (f"{parent}.{other}" if parent else other for other in others if last == main)
+        yield replace(stack, companions=tuple(prefix for prefix in beside if prefix in lists))
+
+
+def layer_containers(names: Sequence[str], min_tensors: int) -> dict[str, int]:
+    """Prefixes whose members look like layers, with their number: no gap, enough tensors each, no lists of stages."""
+    members: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name in names:
+        if (place := _outermost(name)) is not None:
+            members[place[0]][place[1]].add(place[2])
+    found = {}
+    for prefix, layers in members.items():
+        alike = layers.keys() == set(range(len(layers))) and min(map(len, layers.values())) >= min_tensors
+        if alike and not _are_stages(layers.values()):
+            found[prefix] = len(layers)
+    return found
 
 
 def indexed_prefixes(names: Iterable[str]) -> dict[str, set[int]]:
     """Outermost prefixes that are followed by an integer, with the integers seen."""
     found: dict[str, set[int]] = defaultdict(set)
     for name in names:
-        parts = name.split(".")
-        position = next((i for i, part in enumerate(parts) if i and _is_index(part)), None)
-        if position is not None:
-            found[".".join(parts[:position])].add(int(parts[position]))
+        if (place := _outermost(name)) is not None:
+            found[place[0]].add(place[1])
     return found
 
 
-def depths(config: Mapping[str, Any], scope: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, int]]:
-    """Every (scope, key, value) of a config, nested ones included, that states a depth."""
+def depths(config: Mapping[str, Any], scope: tuple[str, ...] = ()) -> Iterator[Depth]:
+    """Every number of a config, nested ones included, that states a depth."""
     for key, value in config.items():
-        if key in DEPTH_KEYS and type(value) is int and value > 0:
-            yield scope, key, value
-        elif isinstance(value, Mapping) and key.endswith("_config"):
+        if (key in DEPTH_KEYS or key in PART_DEPTH_KEYS) and type(value) is int and value > 0:
+            yield Depth(scope, key, value)
+        elif _is_part(key, value) and len(scope) < 8:
             yield from depths(value, (*scope, key))
 
 
-def _fits(prefix: str, scope: tuple[str, ...], key: str) -> bool:
-    """Whether a depth can speak of a prefix: vision depths of vision towers, decoder depths of decoders."""
-    for name, hints in _SCOPE_HINTS.items():
-        if (name in scope) != any(hint in prefix for hint in hints):
-            return False
-    if "encoder" in key or "decoder" in key:
-        return ("decoder" if "decoder" in key else "encoder") in prefix
-    return True
+def _is_part(key: str, value: Any) -> bool:
+    """Whether a config's value is the config of a part of the model."""
+    if not isinstance(value, Mapping) or key == "quantization_config":
+        return False
+    return key.endswith("_config") or key in ("encoder", "decoder") or isinstance(value.get("model_type"), str)
+
+
+def _rank(prefix: str, depth: Depth, config: Mapping[str, Any], containers: Mapping[str, int]) -> int | None:
+    """How well a number in the config fits as the depth of a prefix; None if it cannot speak of it."""
+    scope = ".".join(depth.scope)
+    if depth.key in PART_DEPTH_KEYS:
+        return 8 if PART_DEPTH_KEYS[depth.key] in f"{prefix}." else None
+    rank = 0
+    for sense, words in _SENSES.items():
+        here, there = bool(words.search(prefix)), bool(words.search(scope))
+        if here and there:
+            rank += 4
+        elif there and any(words.search(other) for other in containers):
+            return None  # it speaks of another part
+        elif here and _speaks_of(config, sense):
+            return None  # another part of the config speaks of it
+    rank += 2 * bool(_TEXT.search(prefix) and _TEXT.search(scope))
+    side = _side(prefix)
+    stated = _side(depth.key) or _side(depth.scope[-1] if depth.scope else "")
+    if side and stated and side != stated:
+        return None
+    if side and not stated:
+        return rank if side in _sides_of(depth.key, _at(config, depth.scope)) else None
+    return rank + 2 * bool(side and stated)
+
+
+def _sides_of(key: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of encoder and decoder a key without such a word speaks of, in a config that may tell the two apart."""
+    encoder = [name for name in ENCODER_KEYS if type(fields.get(name)) is int]
+    decoder = [name for name in DECODER_KEYS if type(fields.get(name)) is int]
+    if key == "num_hidden_layers" and encoder and decoder:
+        # transformers' classes know it as another name for one of the two.
+        return ("decoder",) if "decoder_num_hidden_layers" in decoder else ("encoder",)
+    if key in ("num_layers", "num_hidden_layers") and decoder:
+        return ("encoder",)
+    return ("encoder", "decoder")
+
+
+def _side(text: str) -> str:
+    """``encoder`` or ``decoder``, the first of a dotted name (``decoder.model.encoder`` is of the decoder), or ''."""
+    match = re.search(r"encoder|decoder", text.replace("encoder_decoder", ""))
+    return match[0] if match else ""
+
+
+def _role(prefix: str, depth: Depth, containers: Mapping[str, int]) -> str:
+    scope = ".".join(depth.scope)
+    for sense, words in _SENSES.items():
+        if words.search(prefix) or words.search(scope):
+            return sense
+    side = _side(prefix)
+    other = {"encoder": "decoder", "decoder": "encoder"}.get(side)
+    return side if any(_side(name) == other for name in containers) else "text"
+
+
+def _speaks_of(config: Mapping[str, Any], sense: str) -> bool:
+    return any(_is_part(key, value) and (_SENSES[sense].search(key) or _speaks_of(value, sense))
+               for key, value in config.items())  # fmt: skip
+
+
+def _silent_scope(prefix: str, config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """A part of the config that speaks of the prefix and leaves its depth to the default of its class."""
+    for key, value in config.items():
+        if not _is_part(key, value) or "model_type" not in value or any(depths(value)):
+            continue
+        senses = [words for words in _SENSES.values() if words.search(key)]
+        text = bool(_TEXT.search(key)) and not any(words.search(prefix) for words in _SENSES.values())
+        if all(words.search(prefix) for words in senses) if senses else text:
+            return (key,)
+    return None
+
+
+def _num_extra(fields: Mapping[str, Any], key: str) -> int:
+    value = fields.get("num_nextn_predict_layers")
+    return value if type(value) is int and key in ("num_hidden_layers", "n_layer") else 0
+
+
+def _are_stages(layers: Iterable[set[str]]) -> bool:
+    """Whether the members are stages of several blocks: ``encoder.layers.0.blocks.3`` is no layer of a stack."""
+    inner = [
+        {match[1] for suffix in suffixes if (match := re.match(r"(?:blocks|layers|layer|block)\.(\d+)\.", suffix))}
+        for suffixes in layers
+    ]
+    return all(inner) and len({len(indices) for indices in inner}) > 1
+
+
+def _at(config: Mapping[str, Any], scope: tuple[str, ...]) -> Mapping[str, Any]:
+    for key in scope:
+        config = config[key]
+    return config
+
+
+def _outermost(name: str) -> tuple[str, int, str] | None:
+    """``a.b.7.c.d`` -> ``("a.b", 7, "c.d")``."""
+    parts = name.split(".")
+    position = next((i for i, part in enumerate(parts) if i and _is_index(part)), None)
+    if position is None:
+        return None
+    return ".".join(parts[:position]), int(parts[position]), ".".join(parts[position + 1 :])
 
 
 def _is_index(text: str) -> bool:

@@ -7,7 +7,8 @@ wrong; :func:`write_surgery` copies. No torch, no model class, memory independen
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from errno import ENOSPC
 from functools import cached_property
@@ -16,14 +17,16 @@ from typing import Any
 
 from .. import __version__
 from ..checkpoint.carry import carried_files, carry
-from ..checkpoint.config import grow_config, layer_kinds
-from ..checkpoint.names import Stack, find_stack
+from ..checkpoint.config import Rule, grow_config, layer_kinds, refuse_family
+from ..checkpoint.fields import SPECIAL_ENDS, STORED_FIRST
+from ..checkpoint.names import Stack, find_stack, indexed_prefixes
 from ..checkpoint.reader import Checkpoint, Tensor, open_checkpoint
 from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
 from ..errors import CheckpointError, OutputError, PlanError
 from ..files import publishing, refuse_existing, require_space, write_json
 from ..layers import LayerPlan
 from .inits import Bench, start_layer
+from .special import outside_move
 
 MANIFEST_NAME = "depthup.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -108,22 +111,15 @@ def plan_surgery(
             f"the plan is for a base of {plan.num_base_layers} layers, {stack.prefix} has {stack.num_layers}",
             next_step=f"make the plan for {stack.num_layers} layers",
         )
-    edit = grow_config(base.config, stack, plan, config_lists)
-    before: list[Move] = []
-    after: list[Move] = []
-    layers: dict[int, dict[str, Tensor]] = {layer: {} for layer in range(stack.num_layers)}
-    seen = False
-    for tensor in base.tensors.values():
-        place = stack.split(tensor.name)
-        if place is None:
-            # Embeddings first, norm and head last: in the order of the base when it is one file, and of use.
-            (after if seen else before).append(Move(tensor.name, tensor))
-        else:
-            layers[place[0]][place[1]] = tensor
-            seen = True
-    _require_alike(base, stack, layers)
+    refuse_family(stack.fields(base.config))
+    layers, outside = _sorted_tensors(base, stack)
+    shared = _shared_tensors(stack, layers)
+    _refuse_lists_beside(base, stack)
+    edit = grow_config(base.config, stack, plan, config_lists, list(_rules(base, stack, layers)))
     bench = Bench(base, stack, plan, layers)
-    grown = (move for target in range(plan.num_target_layers) for move in start_layer(bench, target))
+    grown = [move for target in range(plan.num_target_layers) for move in start_layer(bench, target)]
+    grown[: len(layers[plan.sources[0]])] += [Move(stack.name(0, suffix), tensor) for suffix, tensor in shared.items()]
+    before, after = ([outside_move(base, stack, plan, tensor) for tensor in tensors] for tensors in outside)
     moves = [*before, *grown, *after]
     return Surgery(base, stack, plan, plan_shards(moves, max_shard_bytes), edit.config, edit.changes)
 
@@ -195,10 +191,57 @@ def publish_surgery(surgery: Surgery, out: Path, progress: Progress | None = Non
         write_surgery(surgery, partial, progress)
 
 
-def _require_alike(base: Checkpoint, stack: Stack, layers: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Layers with unlike tensors may only change places if the config says for each layer of which kind it is."""
+def _sorted_tensors(
+    base: Checkpoint, stack: Stack
+) -> tuple[dict[int, dict[str, Tensor]], tuple[list[Tensor], list[Tensor]]]:
+    """The tensors of each layer by suffix, and those outside the layers: before the first one, and after it.
+
+    Embeddings first, norm and head last: in the order of the base when it is one file, and of use.
+    """
+    layers: dict[int, dict[str, Tensor]] = {layer: {} for layer in range(stack.num_layers)}
+    outside: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for tensor in base.tensors.values():
+        place = stack.split(tensor.name)
+        if place is None or place[0] >= stack.num_layers:
+            outside[any(layers.values())].append(tensor)
+        else:
+            layers[place[0]][place[1]] = tensor
+    return layers, outside
+
+
+def _shared_tensors(stack: Stack, layers: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Take out of the first layer what it stores for all layers (the position bias of T5)."""
+    counts = Counter(suffix for held in layers.values() for suffix in held)
+    names = [suffix for suffix in layers[0] if counts[suffix] == 1 and STORED_FIRST.search(suffix)]
+    return {suffix: layers[0].pop(suffix) for suffix in names}
+
+
+def _refuse_lists_beside(base: Checkpoint, stack: Stack) -> None:
+    """A list beside the layers with a member for each of them would have to grow as well."""
+    parent = stack.prefix.rpartition(".")[0]
+    lists = indexed_prefixes(base.tensors)
+    for prefix, indices in lists.items():
+        beside = prefix.startswith(f"{parent}.") if parent else True
+        if beside and len(indices) == stack.num_layers > 1 and prefix not in (stack.prefix, *stack.companions):
+            raise CheckpointError(
+                f"beside {stack.prefix} stands {prefix}, a list of {len(indices)} as well, and depthup does not know"
+                " whether it has one member for each layer",
+                next_step="this architecture is not supported yet",
+            )
+
+
+def _rules(base: Checkpoint, stack: Stack, layers: Mapping[int, Mapping[str, Tensor]]) -> Iterator[Rule]:
+    """Layers with unlike tensors may only change places if the config says for each layer of which kind it is.
+
+    Where a family is known for special first or last layers, these may stay where they are.
+    """
+    n = stack.num_layers
+    num_first, num_last = SPECIAL_ENDS.get(str(stack.fields(base.config).get("model_type")), (0, 0))
+    special = {*range(num_first), *range(n - num_last, n)}
     first_of: dict[tuple[str, ...], int] = {}
     for layer, kind in enumerate(layer_kinds(base.config, stack)):
+        if layer in special:
+            continue
         first = first_of.setdefault(kind, layer)
         one, other = ({(suffix, tensor.shape) for suffix, tensor in layers[i].items()} for i in (first, layer))
         if one != other:
@@ -208,6 +251,19 @@ def _require_alike(base: Checkpoint, stack: Stack, layers: Mapping[int, Mapping[
                 " not load",
                 next_step="run `depthup check` on the base; if it is whole, this architecture is not supported yet",
             )
+    if num_first:
+        yield Rule(
+            f"the first of {stack.prefix} is unlike the others, so it can only stand first",
+            lambda plan: [t for t, source in enumerate(plan.sources) if source < num_first] == list(range(num_first)),
+        )
+    if num_last:
+        yield Rule(
+            f"the last of {stack.prefix} is unlike the others, so it can only stand last",
+            lambda plan: (
+                [len(plan.sources) - t for t, source in enumerate(plan.sources) if source >= n - num_last]
+                == list(range(num_last, 0, -1))
+            ),
+        )
 
 
 def _manifest(surgery: Surgery) -> dict[str, Any]:
