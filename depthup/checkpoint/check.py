@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .config import INDEX_LISTS, LAYER_LISTS, layer_kinds
-from .names import Stack, depths, find_stacks, indexed_prefixes
+from .config import layer_kinds
+from .fields import INDEX_LISTS, LAYER_LISTS, SPECIAL_ENDS, STORED_FIRST
+from .names import Stack, depths, depths_apart, find_stacks, indexed_prefixes
 from .reader import INDEX_NAME, Tensor, list_shards, read_config, read_header
 
 
@@ -80,14 +81,19 @@ def _index_against_shards(
 
 def _layers_against_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Iterator[Finding]:
     stacks = list(find_stacks(tensors, config))
+    silent = (
+        "a depth that differs from the weights loads silently, with layers missing or random: set it to the number of"
+        " layers, or make the checkpoint again"
+    )
     if not stacks:
         held = [f"{prefix} has layers {_ranges(found)}" for prefix, found in indexed_prefixes(tensors).items()]
         stated = [f"{'.'.join((*scope, key))} = {depth}" for scope, key, depth in depths(config)]
         yield Finding(
             f"the config states {', '.join(stated) or 'no depth'}, the weights: {', '.join(held)[:300] or 'no layers'}",
-            "a depth that differs from the weights loads silently, with layers missing or random: set it to the number"
-            " of layers, or make the checkpoint again",
+            silent,
         )
+    for prefix, key, stated_depth, held_layers in depths_apart(tensors, config, stacks) if stacks else ():
+        yield Finding(f"the config states {key} = {stated_depth}, and {prefix} has {held_layers} layers", silent)
     for stack in stacks:
         yield from _layers_alike(tensors, config, stack)
         yield from _lists_against_depth(config, stack)
@@ -98,9 +104,17 @@ def _layers_alike(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stac
     for name, tensor in tensors.items():
         if place := stack.split(name):
             layers[place[0]][place[1]] = tensor
-    kinds = layer_kinds(config, stack)
+    n = stack.num_layers
+    for suffix in [suffix for suffix in layers[0] if STORED_FIRST.search(suffix)]:
+        if sum(suffix in held for held in layers.values()) == 1:
+            del layers[0][suffix]  # it stands there for all layers
+    num_first, num_last = SPECIAL_ENDS.get(str(stack.fields(config).get("model_type")), (0, 0))
+    try:
+        kinds = layer_kinds(config, stack)
+    except CheckpointError:
+        return  # the config leaves out which layer is of which kind
     for kind in dict.fromkeys(kinds):
-        yield from _same_kind_alike(stack, {i: layers[i] for i in range(stack.num_layers) if kinds[i] == kind})
+        yield from _same_kind_alike(stack, {i: layers[i] for i in range(num_first, n - num_last) if kinds[i] == kind})
 
 
 def _same_kind_alike(stack: Stack, layers: Mapping[int, dict[str, Tensor]]) -> Iterator[Finding]:
@@ -123,13 +137,10 @@ def _same_kind_alike(stack: Stack, layers: Mapping[int, dict[str, Tensor]]) -> I
 
 
 def _lists_against_depth(config: Mapping[str, Any], stack: Stack) -> Iterator[Finding]:
-    scope: Any = config
-    for key in stack.scope:
-        scope = scope[key]
     n = stack.num_layers
-    for key, value in scope.items():
-        if key == "no_rope_layers" and not value:
-            continue  # Llama 4 writes an empty list for "not said"
+    for key, value in stack.fields(config).items():
+        if key == "block_types" or (key == "no_rope_layers" and not value):
+            continue  # RecurrentGemma repeats its list; Llama 4 writes an empty one for "not said"
         if key in LAYER_LISTS and isinstance(value, list) and len(value) != n:
             yield Finding(f"config.json lists {len(value)} {key} for {n} layers",
                           "give it one value for each layer; `depthup upscale` re-indexes it by its plan")  # fmt: skip

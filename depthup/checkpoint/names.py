@@ -176,6 +176,30 @@ def _stacks(containers: Mapping[str, int], config: Mapping[str, Any]) -> Iterato
             yield Stack(prefix, num_indices, scope, (key.key,), 0, _role(prefix, key, containers))
 
 
+def depths_apart(
+    names: Iterable[str], config: Mapping[str, Any], stacks: Sequence[Stack]
+) -> Iterator[tuple[str, str, int, int]]:
+    """(prefix, field, its value, number of layers) where a list of layers and the depth stated for it differ."""
+    containers = layer_containers(list(names), _MIN_TENSORS)
+    spoken = {(stack.scope, key) for stack in stacks for key in stack.depth_keys}
+    known = {prefix for stack in stacks for prefix in (stack.prefix, *stack.companions)}
+    for prefix, num_layers in containers.items():
+        if prefix in known or any(prefix.startswith(f"{other}.") for other in known):
+            continue
+        unspoken = (
+            depth for depth in depths(config)
+            if depth.scope and (depth.scope, depth.key) not in spoken and depth.key not in PART_DEPTH_KEYS
+            and _senses(prefix) == _senses(".".join(depth.scope)) and _side(prefix) in ("", _side(depth.key))
+        )  # fmt: skip
+        for depth in unspoken:
+            yield prefix, ".".join((*depth.scope, depth.key)), depth.value, num_layers
+            break
+
+
+def _senses(text: str) -> set[str]:
+    return {sense for sense, words in _SENSES.items() if words.search(text)}
+
+
 def _with_companions(stacks: list[Stack], names: list[str], config: Mapping[str, Any]) -> Iterator[Stack]:
     """Put lists that stand side by side, as a family is known to have them, together as one stack."""
     lists = indexed_prefixes(names)
