@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -26,11 +26,13 @@ from .fields import (
     OUTER_TAPS,
     PERIODS,
     REFUSED,
+    SELF_LISTS,
     TAPS,
     THRESHOLDS,
     UNSTATED,
 )  # fmt: skip
 from .names import DECODER_KEYS, ENCODER_KEYS, Stack
+from .rules import Rule, keeps, number_rules, require
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,6 @@ class ConfigEdit:
 
     config: dict[str, Any]
     changes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What an architecture asks of a plan: the reason, as the beginning of a sentence, and the test."""
-
-    reason: str
-    holds: Callable[[LayerPlan], bool]
 
 
 def grow_config(
@@ -76,7 +70,7 @@ def grow_config(
     _refuse_misspelt(scope, lists or {})
     implied = _write_implied(scope, stack.num_layers)
     _write_broken_steps(edit)
-    require(plan, (*rules, *_rules(scope, stack)))
+    require(plan, (*rules, *number_rules(scope, stack)))
     for key in list(scope):
         value = scope[key]
         if isinstance(value, dict) and key in LAYER_TABLES:
@@ -87,6 +81,10 @@ def grow_config(
             edit.put(key, [target for target, source in enumerate(plan.sources) if source in value])
         elif key in TAPS:
             edit.put(key, [_tapped(index, TAPS[key], plan, key) for index in value])
+        elif key in SELF_LISTS and value == list(range(stack.num_layers)):
+            edit.put(key, list(range(plan.num_target_layers)))
+        elif key in ("out_features", "stage_names"):
+            edit.put(key, _stages(key, value, plan))
         elif _is_per_layer(key, value, stack, lists or {}):
             edit.put(key, plan.reindex(value))
     for key in [key for key in (*PERIODS, *THRESHOLDS) if type(scope.get(key)) is int]:
@@ -114,18 +112,6 @@ class _Edit:
         if before != value:
             fields[key] = value
             self.changes.append(f"{key}: {_short(before)} -> {_short(value)}")
-
-
-def require(plan: LayerPlan, rules: Sequence[Rule]) -> None:
-    """Raise :class:`PlanError` for the first rule that the plan breaks, naming each m that keeps them all."""
-    for rule in rules:
-        if not rule.holds(plan):
-            n = plan.num_base_layers
-            fitting = [m for m in range((n + 1) // 2) if all(r.holds(LayerPlan.upscale(n, m)) for r in rules)]
-            raise PlanError(
-                f"{rule.reason}, and the plan {plan.text} breaks that",
-                allowed=f"for depth up-scaling m in {fitting}" if fitting else "no m keeps it",
-            )
 
 
 def layer_kinds(config: Mapping[str, Any], stack: Stack) -> list[tuple[str, ...]]:
@@ -180,49 +166,6 @@ def refuse_family(scope: Mapping[str, Any]) -> None:
             )
 
 
-def _rules(scope: Mapping[str, Any], stack: Stack) -> Iterator[Rule]:
-    """What the numbers of a config ask of a plan."""
-    for key in (*PERIODS, *THRESHOLDS):
-        value = scope.get(key)
-        if type(value) is int and value > 0 and not _is_idle(key, value, scope, stack.num_layers):
-            yield Rule(f"the config says {key} = {value} of all layers", _keeps(key, value))
-    shared = scope.get("num_kv_shared_layers")
-    if type(shared) is int and shared > 0:
-        first = stack.num_layers - shared
-        yield Rule(
-            f"the last {shared} layers use the keys and values of earlier ones (num_kv_shared_layers), so they can"
-            " only stand at the end",
-            lambda plan: (
-                _num_trailing(plan, first) == sum(source >= first for source in plan.sources) < len(plan.sources)
-            ),
-        )
-
-
-def _is_idle(key: str, value: int, scope: Mapping[str, Any], num_layers: int) -> bool:
-    """Whether a number says the same of all layers, or nothing, because a list says it."""
-    if isinstance(scope.get((PERIODS | THRESHOLDS)[key] or ""), list):
-        return True
-    if key in PERIODS:
-        return value == 1
-    if key == "max_window_layers" and not scope.get("use_sliding_window"):
-        return True
-    return value >= num_layers - (key == "moe_layer_end_index")  # an inclusive end
-
-
-def _keeps(key: str, value: int) -> Callable[[LayerPlan], bool]:
-    if key in PERIODS:
-        return lambda plan: all(target % value == source % value for target, source in enumerate(plan.sources))
-    return lambda plan: all((target < value) == (source < value) for target, source in enumerate(plan.sources))
-
-
-def _num_trailing(plan: LayerPlan, first: int) -> int:
-    """How many layers at the end of the target come from base layer ``first`` or later."""
-    position = len(plan.sources)
-    while position and plan.sources[position - 1] >= first:
-        position -= 1
-    return len(plan.sources) - position
-
-
 # -- lists -----------------------------------------------------------------------------------------------------------
 
 
@@ -275,6 +218,8 @@ def _by_layer(value: Mapping[str, Any]) -> dict[int, Any]:
 
 def _tapped(index: Any, offset: int, plan: LayerPlan, key: str) -> Any:
     """The place of a tapped layer in the target: its last copy. Counted from the end it stays where it is."""
+    if type(index) is int and index - offset >= plan.num_base_layers:
+        return index  # a default that this base is too shallow for: nothing is tapped
     if type(index) is not int or index < offset:
         if type(index) is int and index < 0 and plan.sources[index:] != tuple(range(plan.num_base_layers))[index:]:
             raise PlanError(f"{key} counts {-index} layers from the end, and the plan {plan.text} changes those")
@@ -283,6 +228,18 @@ def _tapped(index: Any, offset: int, plan: LayerPlan, key: str) -> Any:
     if not targets:
         raise PlanError(f"{key} names base layer {index - offset}, which the plan {plan.text} leaves out")
     return targets[-1] + offset
+
+
+def _stages(key: str, value: list[Any], plan: LayerPlan) -> list[Any]:
+    """Backbones call hidden state k ``stagek``, and list all names beside the tapped ones."""
+    n, s = plan.num_base_layers, plan.num_target_layers
+    if key == "stage_names":
+        return ["stem", *(f"stage{k + 1}" for k in range(s))] if len(value) == n + 1 else value
+    numbers = [int(name[5:]) if re.fullmatch(r"stage\d{1,6}", str(name)) else None for name in value]
+    return [
+        name if number is None else f"stage{_tapped(number, 1, plan, key)}"
+        for name, number in zip(value, numbers, strict=True)
+    ]
 
 
 def _is_per_layer(key: str, value: list[Any], stack: Stack, lists: Mapping[str, str]) -> bool:
@@ -299,11 +256,17 @@ def _is_per_layer(key: str, value: list[Any], stack: Stack, lists: Mapping[str, 
         return True
     if key in LAYER_LISTS:
         return len(value) == stack.num_layers
-    if len(value) == stack.num_layers and key not in OTHER_LISTS:
+    indices = (
+        re.search(r"layer|block|indices|indexes|_idx", key)
+        and value
+        and all(type(i) is int and 0 <= i <= stack.num_layers for i in value)
+    )
+    if (len(value) == stack.num_layers or indices) and key not in OTHER_LISTS:
+        why = "as many as there are layers" if len(value) == stack.num_layers else "which may be indices of layers"
         raise CheckpointError(
-            f"config.json has a list '{key}' of {len(value)} values, as many as there are layers, and depthup does"
-            " not know whether it has one for each layer",
-            next_step=f"say so with --config-list {key}=layers, or --config-list {key}=keep",
+            f"config.json has a list '{key}' of {len(value)} values, {why}, and depthup does not know what it says",
+            allowed=f"--config-list {key}=layers: one value for each layer; {key}=keep: leave it as it is",
+            next_step="look it up in the model's code",
         )
     return False
 
@@ -316,7 +279,7 @@ def _write_broken_steps(edit: _Edit) -> None:
     scope, step = edit.scope, edit.scope.get("decoder_sparse_step")
     if scope.get("model_type") not in MLP_ONLY or type(step) is not int or step < 2:
         return
-    if not _keeps("decoder_sparse_step", step)(edit.plan):
+    if not keeps("decoder_sparse_step", step)(edit.plan):
         dense = {layer for layer in range(edit.stack.num_layers) if (layer + 1) % step}
         scope["mlp_only_layers"] = sorted(dense | set(scope.get("mlp_only_layers") or ()))
         edit.put("decoder_sparse_step", 1)
@@ -333,7 +296,7 @@ def _carry_number(key: str, edit: _Edit) -> None:
         edit.put(key, value + s - n)
     elif key == "max_window_layers" and not scope.get("use_sliding_window"):
         return  # no layer slides, the threshold says nothing
-    elif not _keeps(key, value)(plan):
+    elif not keeps(key, value)(plan):
         del scope[key]
         edit.changes.append(f"{key}: {value} -> removed, {(PERIODS | THRESHOLDS)[key]} says it for each layer")
 
@@ -361,18 +324,31 @@ def _carry_depth(edit: _Edit) -> None:
     else:
         for key in stack.depth_keys:
             edit.put(key, s)
+    _carry_sparse_step(edit)
     decoder_alone = stack.role == "text" and any(key in DECODER_KEYS for key in stack.depth_keys)
     if decoder_alone:  # the cache has as many places as the class's num_hidden_layers says, which is the encoder's
         for key in [key for key in (*ENCODER_KEYS, "num_hidden_layers") if type(scope.get(key)) is int]:
             edit.put(key, max(s, scope[key]))
     for key in stack.depth_keys:  # a model of several parts may repeat the text depth at the top
-        if stack.scope and edit.result.get(key) == n:
+        if stack.scope and stack.role == "text" and edit.result.get(key) == n:
             edit.result[key] = s
             edit.changes.append(f"{key} (top level): {n} -> {s}")
     scale = scope.get("scale_depth")
     if isinstance(scale, float | int) and not isinstance(scale, bool):
         # MiniCPM: each residual output is multiplied by scale_depth / sqrt(depth).
         edit.put("scale_depth", scale * sqrt(s / n))
+
+
+def _carry_sparse_step(edit: _Edit) -> None:
+    """Switch Transformers: a stack's sparse step is its depth divided by a number of sparse layers, rounded down."""
+    role, s = edit.stack.role, edit.plan.num_target_layers
+    step, num_sparse = (edit.scope.get(key) for key in (f"{role}_sparse_step", f"num_sparse_{role}_layers"))
+    if type(step) is not int or type(num_sparse) is not int or step < 1 or num_sparse < 1:
+        return
+    fitting = [number for number in range(1, s + 1) if s // number == step]
+    if not fitting:
+        raise PlanError(f"no number of sparse layers among {s} gives the step {step} that the {role} has")
+    edit.put(f"num_sparse_{role}_layers", fitting[0])
 
 
 def _carry_quantization(edit: _Edit) -> None:

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 LAYER_LISTS = frozenset({
     "layer_types", "mlp_layer_types", "layers_block_type", "attention_layers", "attn_layers", "no_rope_layers",
     "layer_rope_theta", "indexer_types", "sliding_windows", "activation_sparsity_pattern",
-    "num_attention_heads_per_layer", "num_key_value_heads_per_layer", "layers_num_experts", "block_configs",
-    "intermediate_size", "num_query_heads", "num_kv_heads", "ffn_multipliers", "block_types",
+    "attention_window", "num_attention_heads_per_layer", "num_key_value_heads_per_layer", "layers_num_experts",
+    "block_configs", "intermediate_size", "num_query_heads", "num_kv_heads", "ffn_multipliers", "block_types",
 })  # fmt: skip
 # Objects with one entry for a layer, by its index as text.
 LAYER_TABLES = frozenset({"per_layer_config"})
@@ -23,19 +23,26 @@ LAYER_TABLES = frozenset({"per_layer_config"})
 INDEX_LISTS = frozenset({
     "mlp_only_layers", "moe_layers", "cross_attention_layers", "full_attn_idxs", "attn_layer_indices",
     "hybrid_layer_ids", "fullatt_block_indexes", "window_block_indexes", "global_attn_indexes", "window_block_indices",
-    "local_layer_ids", "global_layer_ids",
+    "local_layer_ids", "global_layer_ids", "rope_scaling_layers",
 })  # fmt: skip
 # Indices of layers whose output something else takes in, one of it for each index: the last copy takes the place.
 # With the offset of the index: hidden state i is what layer i - 1 puts out.
-TAPS = {"deepstack_visual_indexes": 0, "out_indices": 1, "intermediate_layer_indices": 0}
+TAPS = {
+    "deepstack_visual_indexes": 0, "out_indices": 1, "intermediate_layers_indices": 1, "backbone_out_indices": 0,
+}  # fmt: skip
 # The same, in the config around the vision stack.
-OUTER_TAPS = {"vision_feature_layer": 1, "feature_layer": 1}
+OUTER_TAPS = {"vision_feature_layer": 1, "feature_layer": 1, "extract_layers": 0}
+# One index for each layer, of the layer whose keys and values it uses: carried where each uses its own.
+SELF_LISTS = frozenset({"kv_source_layers"})
+# The index of the layer behind which something is put in: carried where all layers up to it stay in their places.
+INSERTIONS = frozenset({"insert_layer_id"})
 # Lists that may have as many values as there are layers by chance, and say nothing of layers.
 OTHER_LISTS = frozenset({
     "architectures", "eos_token_id", "bos_token_id", "pad_token_id", "id2label", "label2id", "begin_suppress_tokens",
     "suppress_tokens", "bad_words_ids", "keys_to_ignore_at_inference", "summary_proj_to_labels", "image_mean",
     "image_std", "conv_dim", "conv_stride", "conv_kernel", "tdnn_dim", "tdnn_kernel", "tdnn_dilation", "image_size",
-    "patch_size", "stage_names", "out_features", "attention_types", "mtp_layers_block_type", "mtp_layer_types",
+    "patch_size", "attention_types", "mtp_layers_block_type", "mtp_layer_types",
+    "type_vocab_sizes",
 })  # fmt: skip
 # A layer is special by its index modulo this / because its index is below this. The list on the right, when the
 # config has it, decides instead.
@@ -56,10 +63,16 @@ THRESHOLDS: dict[str, str | None] = {
 REFUSED = {
     "scale_attn_by_inverse_layer_idx": "attention is divided by the layer's index + 1: a copy would compute otherwise",
 }
-# Families in which a layer computes something else in another place, without a field that says so.
+# Families in which a layer computes something else in another place, or at another depth, and no field says so.
 INDEX_DEPENDENT = {
     "diffllama": "the weight of its second softmax is a function of the layer's index",
     "beam": "the weights of its residual additions are functions of the layer's index",
+    "albert": "all of its layers share one set of weights; num_hidden_layers alone makes it deeper",
+    "esmc": "each residual branch is divided by a function of the depth",
+    "neomme": "its first and its last global layer take in embeddings of the tokens once more",
+    "granite_speech5_encoder": "its middle layer, by the depth, takes in predictions; some halve the sequence",
+    "granite_speech_encoder": "its middle layer, by the depth, takes in predictions",
+    "granite_speech_plus_encoder": "its middle layer, by the depth, takes in predictions",
     "hrm_text": "its two stacks are run in cycles whose depth one number states for both",
     "inkling2_text": "each block of layers reads weights that stand beside the layers, one set for each block",
     "zamba": "its hybrid layers share one block, which the first of them stores",
@@ -166,9 +179,13 @@ SPECIAL_ENDS = {
     "gpt_neox_japanese": (0, 1), "modernbert": (1, 0), "modernbert-decoder": (1, 0), "rwkv": (1, 0), "zaya": (1, 0),
 }  # fmt: skip
 # Stored in the first layer alone and used in all: it stays in the first layer, whichever layer that comes from.
-STORED_FIRST = re.compile(r"(?:^|\.)(?:relative_attention_bias|rel_attn_embed)\.weight$")
+STORED_FIRST = re.compile(r"(?:^|\.)(?:(?:global_)?relative_attention_bias|rel_attn_embed)\.weight$")
 # Families with several lists side by side that have a member for each layer: the main one, and those that go along.
 COMPANIONS = {
     "flaubert": ("attentions", ("layer_norm1", "ffns", "layer_norm2")),
     "xlm": ("attentions", ("layer_norm1", "ffns", "layer_norm2")),
 }
+# Families whose decoder's cache has as many places as the encoder has layers, in transformers' classes.
+CACHE_BY_ENCODER = frozenset({"longt5", "mt5", "umt5"})
+# Switches that, when they are on, make layers differ by their index modulo a number.
+SWITCHED_PERIODS = {"stagger_local_blocks": 2}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
-from .fields import COMPANIONS
+from .fields import COMPANIONS, INDEX_DEPENDENT
 
 # Config fields that state a depth (transformers' attribute maps).
 DEPTH_KEYS = frozenset({
@@ -130,6 +130,11 @@ def find_stack(names: Iterable[str], config: Mapping[str, Any], wanted: str | No
         raise CheckpointError(
             f"the model has several stacks of layers: {listed}",
             next_step=f"choose one with --stack, by its role or its prefix, as in --stack {stacks[0].role}",
+        )
+    family = str(config.get("model_type"))
+    if family in INDEX_DEPENDENT:
+        raise CheckpointError(
+            f"the model is a {family}: {INDEX_DEPENDENT[family]}", next_step="it cannot be up-scaled layer by layer"
         )
     containers = {prefix: sorted(indices) for prefix, indices in indexed_prefixes(names).items()}
     held = ", ".join(f"{prefix} (0-{indices[-1]}, {len(indices)} of them)" for prefix, indices in containers.items())

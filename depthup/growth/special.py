@@ -16,8 +16,13 @@ from ..checkpoint.reader import DTYPE_BITS, Checkpoint, Tensor
 from ..checkpoint.writer import Buffer, Move
 from ..layers import LayerPlan
 
-# Tensors with a part for each layer: the end of the name, and the axis that is n parts long.
-_TABLES = {"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.weight": 0}
+# Tensors with a part for each layer: the end of the name, the axis that is n parts long,
+# and the field of the config that is the length of a part.
+_TABLES = {
+    "embed_tokens_per_layer.weight": (1, "hidden_size_per_layer_input"),
+    "per_layer_model_projection.weight": (0, "hidden_size_per_layer_input"),
+    "contact_head.regression.weight": (1, "num_attention_heads"),  # ESM: a weight for each head of each layer
+}
 _CHUNK_BYTES = 8 << 20
 
 
@@ -53,9 +58,10 @@ def outside_move(base: Checkpoint, stack: Stack, plan: LayerPlan, tensor: Tensor
 def _parts(base: Checkpoint, stack: Stack, plan: LayerPlan, tensor: Tensor) -> Parts | None:
     n = plan.num_base_layers
     parent = stack.prefix.rpartition(".")[0]
-    for end, axis in _TABLES.items():
-        width = stack.fields(base.config).get("hidden_size_per_layer_input")
-        inside = tensor.name.startswith(f"{parent}.") if parent else True
+    for end, (axis, field) in _TABLES.items():
+        width = stack.fields(base.config).get(field)
+        root = parent.partition(".")[0] if field == "num_attention_heads" else parent
+        inside = tensor.name.startswith(f"{root}.") if root else True
         if inside and tensor.name.endswith(end) and type(width) is int and tensor.shape[axis] == n * width:
             return Parts(axis, width, tuple((part.start * width, part.stop * width) for part in plan.slices))
     if tensor.name.rpartition(".")[2] == "layer_weights" and tensor.shape == (n + 1,):

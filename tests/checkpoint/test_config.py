@@ -7,7 +7,8 @@ import copy
 import pytest
 from transformers import AutoConfig
 
-from depthup.checkpoint.config import LAYER_LISTS, ConfigEdit, grow_config
+from depthup.checkpoint.config import ConfigEdit, grow_config
+from depthup.checkpoint.fields import LAYER_LISTS
 from depthup.checkpoint.names import Stack
 from depthup.errors import CheckpointError, DepthupError, PlanError
 from depthup.layers import LayerPlan

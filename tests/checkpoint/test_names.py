@@ -132,10 +132,13 @@ def test_no_layers_at_all_is_said(names: list[str], config: dict[str, int]) -> N
 
 def test_of_several_stacks_one_must_be_chosen() -> None:
     names, config, _ = LAYOUTS["encoder and decoder"]
-    with pytest.raises(CheckpointError, match=r"several stacks.*model.encoder.layers \(encoder, 2 layers\)[\s\S]*--stack"):
+    with pytest.raises(
+        CheckpointError, match=r"several stacks.*model.encoder.layers \(encoder, 2 layers\)[\s\S]*--stack"
+    ):
         find_stack(names, config)
     assert find_stack(names, config, wanted="model.decoder.layers").num_layers == 4
-    with pytest.raises(CheckpointError, match=r"called 'model.layers'[\s\S]*encoder.layers, model.decoder.layers"):
+    assert find_stack(names, config, wanted="decoder") == find_stack(names, config, wanted="model.decoder.layers")
+    with pytest.raises(CheckpointError, match=r"called 'model.layers'[\s\S]*encoder.layers[\s\S]*model.decoder.layers"):
         find_stack(names, config, wanted="model.layers")
 
 
