@@ -24,6 +24,7 @@ INDEX_LISTS = frozenset({
     "mlp_only_layers", "moe_layers", "cross_attention_layers", "full_attn_idxs", "attn_layer_indices",
     "hybrid_layer_ids", "fullatt_block_indexes", "window_block_indexes", "global_attn_indexes", "window_block_indices",
     "local_layer_ids", "global_layer_ids", "rope_scaling_layers",
+    "residual_block_indices",
 })  # fmt: skip
 # Indices of layers whose output something else takes in, one of it for each index: the last copy takes the place.
 # With the offset of the index: hidden state i is what layer i - 1 puts out.
@@ -163,10 +164,15 @@ UNSTATED = {
     "deepseek_v4": _BOTH, "diffusion_gemma_text": _KINDS, "dots3_note_text": _BOTH, "embedding_gemma2_text": _KINDS,
     "ernie4_5_vl_moe_text": ("mlp_layer_types",), "flint": _KINDS, "glm5_next_text": (*_BOTH, "indexer_types"),
     "glm_moe_dsa": (*_BOTH, "indexer_types"), "hy_v4": (*_BOTH, "indexer_types"), "inkling_text": _BOTH,
-    "kimi_linear": _BOTH, "lfm3": _KINDS, "lfm3_vl_vision": _KINDS, "llama4_text": ("no_rope_layers",),
+    "exaone4_5_vision": ("fullatt_block_indexes",), "got_ocr2_vision": ("global_attn_indexes",), "kimi_linear": _BOTH,
+    "lfm3": _KINDS, "lfm3_vl_vision": _KINDS, "llama4_text": ("no_rope_layers",),
     "mimo_v2_flash": _BOTH, "minimax_m3_vl_text": _BOTH, "mistral_large4_text": (*_BOTH, "no_rope_layers"),
     "muse_glimmer_text": _KINDS, "muse_glimmer_vision": _KINDS, "muse_spark_text": _BOTH, "muse_spark_vision": _KINDS,
-    "neomme": _KINDS, "olmo_hybrid": _KINDS, "qwen4_exp_text": _KINDS, "step3p5": _BOTH, "t5gemma2_decoder": _KINDS,
+    "olmo_hybrid": _KINDS, "qwen2_5_vl_vision": ("fullatt_block_indexes",),
+    "qwen3_vl_vision": ("deepstack_visual_indexes",), "qwen3_vl_moe_vision": ("deepstack_visual_indexes",),
+    "sam3_vit_model": ("global_attn_indexes",), "sam_vision_model": ("global_attn_indexes",),
+    "sam_hq_vision_model": ("global_attn_indexes",), "qwen4_exp_text": _KINDS, "step3p5": _BOTH,
+    "t5gemma2_decoder": _KINDS,
     "t5gemma2_text": _KINDS, "ultrabert": _KINDS, "zaya": _KINDS,
 }  # fmt: skip
 # Families that read ``mlp_only_layers`` beside ``decoder_sparse_step``: a broken period is written out there.

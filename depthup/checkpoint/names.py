@@ -136,6 +136,11 @@ def find_stack(names: Iterable[str], config: Mapping[str, Any], wanted: str | No
         raise CheckpointError(
             f"the model is a {family}: {INDEX_DEPENDENT[family]}", next_step="it cannot be up-scaled layer by layer"
         )
+    if any(isinstance(config.get(key), list) for key in ("depths", "hidden_sizes", "embed_dim", "stage_out_channels")):
+        raise CheckpointError(
+            f"the model ({family}) is built of stages of unlike width, not of a stack of like layers",
+            next_step="it cannot be up-scaled layer by layer",
+        )
     containers = {prefix: sorted(indices) for prefix, indices in indexed_prefixes(names).items()}
     held = ", ".join(f"{prefix} (0-{indices[-1]}, {len(indices)} of them)" for prefix, indices in containers.items())
     stated = ", ".join(f"{'.'.join((*scope, key))} = {depth}" for scope, key, depth in depths(config))
@@ -156,7 +161,7 @@ def find_stacks(names: Iterable[str], config: Mapping[str, Any]) -> Iterator[Sta
 
 
 def _stacks(containers: Mapping[str, int], config: Mapping[str, Any]) -> Iterator[Stack]:
-    stated = list(depths(config))
+    stated = [depth for depth in depths(config) if not isinstance(_at(config, depth.scope).get("depths"), list)]
     for prefix, num_indices in containers.items():
         best: tuple[int, int, Depth, int] | None = None
         for depth in stated:
@@ -171,6 +176,7 @@ def _stacks(containers: Mapping[str, int], config: Mapping[str, Any]) -> Iterato
             keys = tuple(
                 other.key for other in stated
                 if (other.scope, other.value) == (depth.scope, depth.value)
+                and (other.key not in ("depth", "num_blocks") or "num_hidden_layers" not in _at(config, depth.scope))
                 and _rank(prefix, other, config, containers) is not None
             )  # fmt: skip
             yield Stack(prefix, depth.value, depth.scope, keys, extra, _role(prefix, depth, containers))

@@ -44,9 +44,7 @@ def number_rules(scope: Mapping[str, Any], stack: Stack) -> Iterator[Rule]:
     for key in INSERTIONS:
         last = scope.get(key)
         if type(last) is int and last >= 0:
-            yield Rule(
-                f"something is put in behind layer {last} ({key}): all up to it keep their places", _starts(last)
-            )
+            yield Rule(f"something is put in behind layer {last} ({key}): those up to it stay", _starts(last))
     for key, period in SWITCHED_PERIODS.items():
         if scope.get(key) is True and stack.role != "decoder":
             yield Rule(

@@ -14,6 +14,7 @@ from math import prod
 from ..checkpoint.names import Stack
 from ..checkpoint.reader import DTYPE_BITS, Checkpoint, Tensor
 from ..checkpoint.writer import Buffer, Move
+from ..errors import PlanError
 from ..layers import LayerPlan
 
 # Tensors with a part for each layer: the end of the name, the axis that is n parts long,
@@ -67,6 +68,12 @@ def _parts(base: Checkpoint, stack: Stack, plan: LayerPlan, tensor: Tensor) -> P
     if tensor.name.rpartition(".")[2] == "layer_weights" and tensor.shape == (n + 1,):
         # One weight for each hidden state, the embeddings' first: a copy of a layer counts as much as the layer.
         return Parts(0, 1, ((0, 1), *((part.start + 1, part.stop + 1) for part in plan.slices)))
+    if tensor.name.endswith("mid_position_embeddings") and tensor.shape[0] == n - 1:
+        # YOLOS adds one behind each layer but the last.
+        if n - 1 in plan.sources[:-1]:
+            raise PlanError(f"{tensor.name} has nothing to add behind base layer {n - 1}", next_step="keep it last")
+        inner = LayerPlan(n, plan.sources[:-1])
+        return Parts(0, 1, tuple((part.start, part.stop) for part in inner.slices))
     return None
 
 

@@ -19,7 +19,7 @@ from .. import __version__
 from ..checkpoint.carry import carried_files, carry
 from ..checkpoint.config import Rule, grow_config, layer_kinds, refuse_family
 from ..checkpoint.fields import SPECIAL_ENDS, STORED_FIRST
-from ..checkpoint.names import Stack, find_stack, indexed_prefixes
+from ..checkpoint.names import Stack, find_stack, find_stacks, indexed_prefixes
 from ..checkpoint.reader import Checkpoint, Tensor, open_checkpoint
 from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
 from ..errors import CheckpointError, OutputError, PlanError
@@ -219,10 +219,10 @@ def _shared_tensors(stack: Stack, layers: dict[int, dict[str, Tensor]]) -> dict[
 def _refuse_lists_beside(base: Checkpoint, stack: Stack) -> None:
     """A list beside the layers with a member for each of them would have to grow as well."""
     parent = stack.prefix.rpartition(".")[0]
-    lists = indexed_prefixes(base.tensors)
-    for prefix, indices in lists.items():
-        beside = prefix.startswith(f"{parent}.") if parent else True
-        if beside and len(indices) == stack.num_layers > 1 and prefix not in (stack.prefix, *stack.companions):
+    others = {other.prefix for other in find_stacks(base.tensors, base.config)} | set(stack.companions)
+    for prefix, indices in indexed_prefixes(base.tensors).items():
+        beside = prefix.startswith(f"{parent}.") if parent else "." not in prefix
+        if beside and len(indices) == stack.num_layers > 1 and prefix not in others:
             raise CheckpointError(
                 f"beside {stack.prefix} stands {prefix}, a list of {len(indices)} as well, and depthup does not know"
                 " whether it has one member for each layer",
