@@ -37,7 +37,7 @@ ENCODER_KEYS = ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_laye
 DECODER_KEYS = ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers")
 # Words for what a part of a model works on; what says none of these works on text.
 _SENSES = {
-    "vision": re.compile(r"visi|visual|image|video|pixel"),
+    "vision": re.compile(r"visi|visual|image|video|pixel|(?:^|\.)vit\b"),
     "audio": re.compile(r"audio|speech|acoustic"),
     "qformer": re.compile(r"qformer"),
     "connector": re.compile(r"perceiver|resampler|connector"),

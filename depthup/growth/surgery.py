@@ -219,7 +219,15 @@ def _shared_tensors(stack: Stack, layers: dict[int, dict[str, Tensor]]) -> dict[
 def _refuse_lists_beside(base: Checkpoint, stack: Stack) -> None:
     """A list beside the layers with a member for each of them would have to grow as well."""
     parent = stack.prefix.rpartition(".")[0]
-    others = {other.prefix for other in find_stacks(base.tensors, base.config)} | set(stack.companions)
+    stacks = list(find_stacks(base.tensors, base.config))
+    for other in stacks:
+        both = other.scope == stack.scope and set(other.depth_keys) & set(stack.depth_keys)
+        if both and other.prefix != stack.prefix and "num_layers" not in both:  # T5 has a second number to say it
+            raise CheckpointError(
+                f"{min(both)} is the depth of {stack.prefix} and of {other.prefix}: one of them cannot grow alone",
+                next_step="this architecture is not supported yet",
+            )
+    others = {other.prefix for other in stacks} | set(stack.companions)
     for prefix, indices in indexed_prefixes(base.tensors).items():
         beside = prefix.startswith(f"{parent}.") if parent else "." not in prefix
         if beside and len(indices) == stack.num_layers > 1 and prefix not in others:
