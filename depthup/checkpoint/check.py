@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from .config import layer_kinds
-from .fields import INDEX_LISTS, LAYER_LISTS, SPECIAL_ENDS, STORED_FIRST
+from .fields import ENCODER_LISTS, INDEX_LISTS, LAYER_LISTS, SPECIAL_ENDS, STORED_FIRST
 from .names import Stack, depths, depths_apart, find_stacks, indexed_prefixes
 from .reader import INDEX_NAME, Tensor, list_shards, read_config, read_header
 
@@ -141,6 +141,8 @@ def _lists_against_depth(config: Mapping[str, Any], stack: Stack) -> Iterator[Fi
     for key, value in stack.fields(config).items():
         if key == "block_types" or (key == "no_rope_layers" and not value):
             continue  # RecurrentGemma repeats its list; Llama 4 writes an empty one for "not said"
+        if key in ENCODER_LISTS and stack.role == "decoder":
+            continue
         if key in LAYER_LISTS and isinstance(value, list) and len(value) != n:
             yield Finding(f"config.json lists {len(value)} {key} for {n} layers",
                           "give it one value for each layer; `depthup upscale` re-indexes it by its plan")  # fmt: skip

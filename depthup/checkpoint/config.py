@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import CheckpointError, PlanError, nearest
 from ..layers import LayerPlan
 from .fields import (
+    ENCODER_LISTS,
     IMPLIED,
     INDEX_DEPENDENT,
     INDEX_LISTS,
@@ -247,6 +248,8 @@ def _is_per_layer(key: str, value: list[Any], stack: Stack, lists: Mapping[str, 
         return lists[key] == "layers"
     if key == "no_rope_layers" and not value:
         return False  # Llama 4 writes an empty list for "not said"
+    if key in ENCODER_LISTS and stack.role == "decoder":
+        return False
     if key in LAYER_LISTS and key not in ("block_types", "intermediate_size"):
         if len(value) != stack.num_layers:
             raise CheckpointError(

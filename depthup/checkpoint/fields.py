@@ -17,6 +17,8 @@ LAYER_LISTS = frozenset({
     "attention_window", "num_attention_heads_per_layer", "num_key_value_heads_per_layer", "layers_num_experts",
     "block_configs", "intermediate_size", "num_query_heads", "num_kv_heads", "ffn_multipliers", "block_types",
 })  # fmt: skip
+# Of an encoder and a decoder, these speak of the encoder's layers.
+ENCODER_LISTS = frozenset({"attention_window"})
 # Objects with one entry for a layer, by its index as text.
 LAYER_TABLES = frozenset({"per_layer_config"})
 # Indices of the layers that are special: each copy of a special layer is special.
