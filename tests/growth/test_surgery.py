@@ -431,7 +431,7 @@ def test_a_disk_that_turns_out_full_at_the_sync_is_the_same_error(base, tmp_path
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("depthup.checkpoint.writer._sync", full)
+    monkeypatch.setattr("depthup.checkpoint.writer.sync_file", full)
     with pytest.raises(OutputError, match="is full"):
         upscale(base(), tmp_path / "out", LayerPlan.upscale(N, 2))
     assert list(tmp_path.iterdir()) == []
