@@ -73,10 +73,10 @@ def _verb(verbs: Any, name: str, function: Callable[..., int | None], summary: s
 # -- upscale, layers --------------------------------------------------------------------------------------------------
 
 
-def _add_plan_options(parser: Any) -> None:
+def _add_plan_options(parser: Any, title: str = "the plan, one of") -> None:
     from .presets import PRESETS
 
-    group = parser.add_argument_group("the plan, one of")
+    group = parser.add_argument_group(title)
     group.add_argument("--remove", type=int, metavar="M", help="layers removed from each copy")
     group.add_argument("--target-layers", type=int, metavar="S", help="depth of the target")
     group.add_argument("--layers", metavar="PLAN", help="the base layer of each target layer, as in 0-23,8-31")
@@ -86,6 +86,10 @@ def _add_plan_options(parser: Any) -> None:
 
 def _plan_options(options: argparse.Namespace) -> dict[str, Any]:
     return {key: getattr(options, key) for key in ("remove", "target_layers", "layers", "preset")}
+
+
+def _names_a_plan(options: argparse.Namespace) -> bool:
+    return any(value is not None for value in _plan_options(options).values())
 
 
 def _add_upscale(verbs: Any) -> None:
@@ -99,8 +103,22 @@ examples:
     parser.add_argument("out", metavar="OUT", help="folder to make; it must not exist")
     _add_plan_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
-    parser.add_argument("--stack", metavar="PREFIX", help="which layers, where a model has several stacks")
     parser.add_argument("--max-shard-gb", type=_positive, default=5.0, metavar="GB", help="size of output files (5)")
+    parser.add_argument(
+        "--link", action="store_true",
+        help="hard-link files of the base all of whose tensors stay, instead of copying them: such a file is shared,"
+        " and to edit it in place in one folder edits the other",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="keep what a killed run, or a stopped one with --resume, has written, once it is compared with the base",
+    )  # fmt: skip
+    parser.add_argument("--digests", action="store_true", help="SHA-256 of all files into depthup.json (slower)")
+    _add_reading_options(parser)
+
+
+def _add_reading_options(parser: Any) -> None:
+    parser.add_argument("--stack", metavar="PREFIX", help="which layers, where a model has several stacks")
     parser.add_argument(
         "--config-list", action="append", default=[], metavar="KEY=layers|keep",
         help="whether a list in config.json that depthup does not know has one value for each layer",
@@ -125,13 +143,19 @@ def _upscale(options: argparse.Namespace) -> None:
         stack=stack,
         config_lists=_config_lists(options.config_list),
         max_shard_bytes=int(options.max_shard_gb * 1e9),
+        link=options.link,
     )
     print(surgery.describe())
+    if options.link and not surgery.num_linked_bytes:
+        print("linked      nothing: no file of the base keeps all its tensors under their names")
     if options.dry_run:
         print(f"dry run: {out} was not written")
         return
-    with _bytes_bar(surgery.num_bytes, "upscale") as advance:
-        publish_surgery(surgery, out, advance)
+    num_digested = base.num_bytes + surgery.num_bytes if options.digests else 0
+    with _bytes_bar(surgery.num_bytes + num_digested, "upscale") as advance:
+        kept = publish_surgery(surgery, out, advance, resume=options.resume, digests=options.digests)
+    if options.resume:
+        print(f"resumed: {len(kept)} of {len(surgery.shards)} files were whole and of this base and plan")
     print(f"written: {out}")
 
 
@@ -187,16 +211,27 @@ def _add_check(verbs: Any) -> None:
 examples:
   depthup check solar-base
   depthup check solar-base --load
+  depthup check solar-base --against mistral-7b
+  depthup check merged --against mistral-7b --layers 0-23,8-31     what another tool made
 exit status: 0 nothing found, 1 something found
 """)  # fmt: skip
     parser.add_argument("folder", metavar="DIR", help="checkpoint folder, or a model on the hub")
     parser.add_argument("--load", action="store_true", help="also load it with transformers, on the meta device")
+    parser.add_argument(
+        "--against", metavar="BASE",
+        help="also prove that it was made from this base: each tensor byte for byte, the config, the files beside",
+    )  # fmt: skip
+    _add_reading_options(parser)
+    _add_plan_options(parser, "the plan, for --against where DIR has no depthup.json that states it, one of")
 
 
 def _check(options: argparse.Namespace) -> int:
     from .checkpoint.check import check_checkpoint
     from .checkpoint.remote import local_folder
+    from .errors import CheckpointError
 
+    if not options.against and _names_a_plan(options):
+        raise CheckpointError("a plan is named, and no base to compare with", next_step="add --against BASE")
     folder = local_folder(options.folder)
     findings = check_checkpoint(folder)
     if options.load and not findings:
@@ -205,9 +240,46 @@ def _check(options: argparse.Namespace) -> int:
         findings = findings_on_loading(folder)
     for finding in findings:
         print(finding)
-    if not findings:
-        print(f"{options.folder}: whole and consistent" + (", and it loads" if options.load else ""))
-    return 1 if findings else 0
+    if findings:
+        return 1
+    if options.against:
+        return _check_against(options, folder)
+    print(f"{options.folder}: whole and consistent" + (", and it loads" if options.load else ""))
+    return 0
+
+
+def _check_against(options: argparse.Namespace, folder: Path) -> int:
+    from tqdm import tqdm
+
+    from .checkpoint.names import find_stack
+    from .checkpoint.reader import open_checkpoint
+    from .checkpoint.remote import local_folder
+    from .growth.proof import prove, stated_plan
+    from .growth.surgery import plan_surgery
+    from .presets import make_plan
+
+    base = open_checkpoint(local_folder(options.against))
+    plan, prefix, lists = None, options.stack, _config_lists(options.config_list)
+    if not _names_a_plan(options):
+        plan, prefix, lists = stated_plan(folder)
+    stack = find_stack(base.tensors, base.config, prefix)
+    plan = plan or make_plan(stack.num_layers, **_plan_options(options))
+    surgery = plan_surgery(base, plan, stack=stack, config_lists=lists)
+    print(f"plan {plan.text}")
+    with _bytes_bar(surgery.num_bytes, "compare") as advance:
+        proof = prove(surgery, folder, tell=lambda finding: tqdm.write(finding.problem), progress=advance)
+    for note in proof.notes:
+        print(f"not compared: {note}")
+    if proof.findings:
+        print(f"not proved: {len(proof.findings) + proof.num_further} differences"
+              + f", {len(proof.findings)} of them shown" * bool(proof.num_further))  # fmt: skip
+        for remedy in dict.fromkeys(finding.remedy for finding in proof.findings):
+            print(f"  next: {remedy}")
+        return 1
+    print(f"proved: {proof.num_tensors} tensors ({proof.num_bytes:,} bytes) equal their sources in {options.against}"
+          + f", {proof.num_made} of them made again" * bool(proof.num_made)
+          + "; config.json and the files beside follow")  # fmt: skip
+    return 0
 
 
 def _add_import(verbs: Any) -> None:

@@ -14,12 +14,12 @@ T = TypeVar("T")
 MAX_THREADS = 4
 
 
-class _Stopped(Exception):  # noqa: N818 - no error: another job's is the one to tell
-    pass
+class _Stopped(Exception):
+    """Ends a job because another one, which has the story to tell, has failed."""
 
 
 def default_threads() -> int:
-    """One for each core that this process may use, four at most: copies are bound by the processor, then by the disk."""
+    """One for each core that this process may use, at most four: copying is bound by processors, then by the disk."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
@@ -33,7 +33,7 @@ def run_all(
     """The results of all jobs, in their order.
 
     Each job is given a function to report the number of bytes it has done, and reports often: that is where it stops
-    when another job, ``report`` or Ctrl-C has raised. The first such exception is raised here, once no job runs.
+    when another job, ``report`` or Ctrl-C has raised. One such exception is raised here, once no job runs.
 
     Args:
         jobs: What to run.
@@ -47,11 +47,15 @@ def run_all(
             if stop.is_set():
                 raise _Stopped
             if report is not None:
-                guarded(report, num_bytes)
+                try:
+                    report(num_bytes)
+                except BaseException:
+                    stop.set()
+                    raise
 
-    def guarded(call: Callable[..., T], *arguments: object) -> T:
+    def run(job: Callable[[Progress], T]) -> T:
         try:
-            return call(*arguments)
+            return job(reported)
         except BaseException:
             stop.set()
             raise
@@ -59,7 +63,7 @@ def run_all(
     pool = ThreadPoolExecutor(num_threads or default_threads())
     futures: list[Future[T]] = []
     try:
-        futures += [pool.submit(guarded, job, reported) for job in jobs]
+        futures += [pool.submit(run, job) for job in jobs]
         wait(futures, return_when=FIRST_EXCEPTION)
     finally:
         stop.set()

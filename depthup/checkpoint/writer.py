@@ -138,14 +138,12 @@ def _write_shard(desk: _Desk, shard: Shard, inputs: dict[str, FileIO], output: F
 
 def _is_written(desk: _Desk, shard: Shard, path: Path, inputs: dict[str, FileIO], report: Progress) -> bool:
     """Whether a file of its own is there with the bytes that the shard should have."""
-    header = shard.header()
-    try:
-        file = open(path, "rb", buffering=0)
-    except FileNotFoundError:
+    if not path.is_file():
         return False
-    with file:
+    header = shard.header()
+    with open(path, "rb", buffering=0) as file:
         state = os.fstat(file.fileno())
-        if state.st_size != len(header) + shard.num_data_bytes or state.st_nlink != 1 or file.read(len(header)) != header:
+        if (state.st_size, state.st_nlink) != (shard.num_written_bytes, 1) or file.read(len(header)) != header:
             return False
         compared = 0
 
