@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 
 from .copy import BLOCK_BYTES, Buffer
@@ -110,9 +111,11 @@ class Shard:
 
 
 def plan_shards(moves: Sequence[Move], max_shard_bytes: int, to_link: Iterable[Tensor] = ()) -> tuple[Shard, ...]:
-    """Cut the moves, in their order, into as few files of at most ``max_shard_bytes`` as can be, of about equal size.
+    """Cut the moves, in their order, into files of at most ``max_shard_bytes`` (a larger tensor stands alone).
 
-    A larger tensor stands alone.
+    Cut is where the moves go from one file of the base to another, so that each file can share the blocks of one (see
+    :meth:`Shard.header`), and between in even parts. Where that takes half as many files again as there need be, or
+    more, all is cut into as few and even parts as can be.
 
     Args:
         moves: All target tensors.
@@ -124,7 +127,10 @@ def plan_shards(moves: Sequence[Move], max_shard_bytes: int, to_link: Iterable[T
     linked = {move.name for group in links.values() for move in group}
     rest = [move for move in moves if move.name not in linked]
     groups: list[tuple[str | None, list[Move]]] = [*links.items()]
-    groups += [(None, _aligned(group)) for group in _cut_evenly(rest, max_shard_bytes)]
+    parts = _cut_evenly(rest, max_shard_bytes)
+    of_one_file = [list(part) for _, part in groupby(rest, lambda move: move.source.shard)]
+    finer = [part for moves_of_file in of_one_file for part in _cut_evenly(moves_of_file, max_shard_bytes)]
+    groups += [(None, _aligned(part)) for part in (finer if 2 * len(finer) < 3 * len(parts) else parts)]
     if len(groups) == 1:
         return (Shard(SINGLE_NAME, tuple(groups[0][1]), groups[0][0]),)
     names = (f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups)))
@@ -158,7 +164,7 @@ def _cut(sizes: Sequence[int], max_bytes: int) -> Iterator[int]:
     """Where each file ends if each is filled in turn."""
     filled = 0
     for position, size in enumerate(sizes):
-        if filled and filled + size > max_bytes:
+        if filled and size and filled + size > max_bytes:
             yield position
             filled = 0
         filled += size

@@ -72,7 +72,8 @@ def write_shards(
     with ThreadPoolExecutor(1) as syncing:
         desk = _Desk(source, folder, syncing)
         try:
-            jobs = [partial(_finish_shard, desk, shard, resume) for shard in shards if not shard.link]
+            longest_first = sorted(shards, key=lambda shard: -shard.num_data_bytes)
+            jobs = [partial(_finish_shard, desk, shard, resume) for shard in longest_first if not shard.link]
             kept = run_all(jobs, progress, num_threads)
             for done in desk.synced:
                 done.result()
@@ -87,7 +88,7 @@ def write_shards(
             },
             "weight_map": dict(sorted((move.name, shard.file) for shard in shards for move in shard.moves)),
         })  # fmt: skip
-    return tuple(file for file in kept if file)
+    return tuple(sorted(file for file in kept if file))
 
 
 def _finish_shard(desk: _Desk, shard: Shard, resume: bool, report: Progress) -> str | None:
