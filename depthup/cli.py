@@ -7,11 +7,14 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .errors import DepthupError
+from .recipe_verbs import add_report, add_run, add_status
+from .recipe_verbs import add_verb as _verb
 
 _PLAN_EXAMPLES = """
 ways to say the plan (n base layers, m removed from each copy, s = 2 (n - m) target layers):
@@ -53,20 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"depthup {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for add in (_add_upscale, _add_layers, _add_check, _add_import, _add_generate, _add_run, _add_status, _add_report):
+    for add in (_add_upscale, _add_layers, _add_check, _add_import, _add_generate, add_run, add_status, add_report):
         add(verbs)
-    return parser
-
-
-def _verb(verbs: Any, name: str, function: Callable[..., int | None], summary: str, examples: str) -> Any:
-    parser = verbs.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=examples.strip("\n"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(function=function)
     return parser
 
 
@@ -251,35 +242,18 @@ def _check(options: argparse.Namespace) -> int:
 def _check_against(options: argparse.Namespace, folder: Path) -> int:
     from tqdm import tqdm
 
-    from .checkpoint.names import find_stack
-    from .checkpoint.reader import open_checkpoint
     from .checkpoint.remote import local_folder
-    from .growth.proof import prove, stated_plan
-    from .growth.surgery import plan_surgery
+    from .growth.proof import derive_surgery, prove
     from .presets import make_plan
 
-    base = open_checkpoint(local_folder(options.against))
-    plan, prefix, lists = None, options.stack, _config_lists(options.config_list)
-    if not _names_a_plan(options):
-        plan, prefix, lists = stated_plan(folder)
-    stack = find_stack(base.tensors, base.config, prefix)
-    plan = plan or make_plan(stack.num_layers, **_plan_options(options))
-    surgery = plan_surgery(base, plan, stack=stack, config_lists=lists)
-    print(f"plan {plan.text}")
+    named = partial(make_plan, **_plan_options(options)) if _names_a_plan(options) else None
+    base = local_folder(options.against)
+    surgery = derive_surgery(folder, base, named, options.stack, _config_lists(options.config_list))
+    print(f"plan {surgery.plan.text}")
     with _bytes_bar(surgery.num_bytes, "compare") as advance:
         proof = prove(surgery, folder, tell=lambda finding: tqdm.write(finding.problem), progress=advance)
-    for note in proof.notes:
-        print(f"not compared: {note}")
-    if proof.findings:
-        print(f"not proved: {len(proof.findings) + proof.num_further} differences"
-              + f", {len(proof.findings)} of them shown" * bool(proof.num_further))  # fmt: skip
-        for remedy in dict.fromkeys(finding.remedy for finding in proof.findings):
-            print(f"  next: {remedy}")
-        return 1
-    print(f"proved: {proof.num_tensors} tensors ({proof.num_bytes:,} bytes) equal their sources in {options.against}"
-          + f", {proof.num_made} of them made again" * bool(proof.num_made)
-          + "; config.json and the files beside follow")  # fmt: skip
-    return 0
+    print(proof.describe())
+    return 1 if proof.findings else 0
 
 
 def _add_import(verbs: Any) -> None:
@@ -342,91 +316,6 @@ def _generate(options: argparse.Namespace) -> None:
         backend = LocalBackend(load_model(folder, device), load_tokenizer(folder), options.chat)
         for prompt, text in zip(options.prompt, backend.generate(options.prompt, sampling), strict=True):
             print(f"── {name} ── {prompt}\n{text.strip()}\n", flush=True)
-
-
-# -- run, status, report ----------------------------------------------------------------------------------------------
-
-
-def _add_recipe_options(parser: Any) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="recipe.yaml, or the folder that it lies in")
-    parser.add_argument("--store", metavar="DIR", help="where results are kept (runs/NAME)")
-
-
-def _add_run(verbs: Any) -> None:
-    parser = _verb(verbs, "run", _run, "make every stage of a recipe that is not made yet", """
-examples:
-  depthup run recipes/quickstart
-  depthup run recipes/quickstart --store /data/runs/quickstart --device cuda
-Stopped with Ctrl-C, it goes on where it was when run again.
-""")  # fmt: skip
-    _add_recipe_options(parser)
-    parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1")
-    parser.add_argument("--dry-run", action="store_true", help="the same as `depthup status`")
-
-
-def _run(options: argparse.Namespace) -> None:
-    if options.dry_run:
-        _status(options)
-        return
-    from .pipeline import outcome, run
-
-    recipe, store = _open(options)
-    print(outcome(run(recipe, store, device=options.device, progress=sys.stderr.isatty())))
-
-
-def _add_status(verbs: Any) -> None:
-    parser = _verb(verbs, "status", _status, "tell what a run would do, and why", """
-examples:
-  depthup status recipes/quickstart
-states: cached (nothing to do), partial (a stopped run goes on), stale (made with other settings), missing
-""")  # fmt: skip
-    _add_recipe_options(parser)
-
-
-def _status(options: argparse.Namespace) -> None:
-    from .files import partial_path
-    from .pipeline import survey
-
-    recipe, store = _open(options)
-    nodes = survey(recipe, store)
-    for name, node in nodes.items():
-        note = f"  {node.reason}" if node.reason else f"  {node.folder}" if node.state == "cached" else ""
-        print(f"{name:<16}{node.stage.kind:<10}{node.state:<8}{note}")
-    known = {partial_path(node.folder) for node in nodes.values()}
-    for folder in store.leftovers():
-        if folder not in known:
-            print(f"left over by a stopped run of other settings, may be removed: {folder}")
-
-
-def _add_report(verbs: Any) -> None:
-    parser = _verb(verbs, "report", _report, "write the report page of a recipe whose stages are made", """
-examples:
-  depthup report recipes/quickstart
-""")  # fmt: skip
-    _add_recipe_options(parser)
-
-
-def _report(options: argparse.Namespace) -> None:
-    from .errors import RecipeError
-    from .pipeline import outcome, run
-
-    recipe, store = _open(options)
-    pages = [name for name, stage in recipe.stages.items() if stage.kind == "report"]
-    if not pages:
-        raise RecipeError(
-            f"the recipe {recipe.name} has no stage of kind report", next_step="add one as its last stage"
-        )
-    for page in pages:
-        nodes = run(recipe, store, only=page, tell=lambda line: None)
-    print(outcome(nodes))
-
-
-def _open(options: argparse.Namespace) -> tuple[Any, Any]:
-    from .artifacts.store import Store
-    from .recipe import load_recipe
-
-    recipe = load_recipe(options.recipe)
-    return recipe, Store(Path(options.store) if options.store else Path("runs") / recipe.name)
 
 
 @contextlib.contextmanager

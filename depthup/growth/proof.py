@@ -14,13 +14,14 @@ from typing import Any
 from ..checkpoint.carry import files_in
 from ..checkpoint.check import Finding
 from ..checkpoint.copy import Progress, first_difference, read_range
+from ..checkpoint.names import find_stack
 from ..checkpoint.parallel import run_all
 from ..checkpoint.reader import Checkpoint, Tensor, open_checkpoint
 from ..checkpoint.writer import Move
 from ..errors import CheckpointError
 from ..layers import LayerPlan
 from .manifest import MANIFEST_NAME, read_manifest
-from .surgery import Surgery
+from .surgery import Surgery, plan_surgery
 
 _AGAIN = "make the target again, or name the base and the plan that it was made from"
 _JOB_BYTES = 256 << 20
@@ -48,14 +49,44 @@ class Proof:
     num_bytes: int
     num_made: int
 
+    def describe(self) -> str:
+        """What came of it, and what to do, as text."""
+        lines = [f"not compared: {note}" for note in self.notes]
+        if not self.findings:
+            made = f", {self.num_made} of them made again" * bool(self.num_made)
+            lines.append(f"proved: {self.num_tensors} tensors ({self.num_bytes:,} bytes) are what the plan makes of the"
+                         f" base{made}; config.json and the files beside follow")  # fmt: skip
+            return "\n".join(lines)
+        shown = f", {len(self.findings)} of them shown" * bool(self.num_further)
+        lines.append(f"not proved: {len(self.findings) + self.num_further} differences{shown}")
+        lines += [f"  next: {remedy}" for remedy in dict.fromkeys(finding.remedy for finding in self.findings)]
+        return "\n".join(lines)
 
-def stated_plan(target: Path) -> tuple[LayerPlan, str, dict[str, str]]:
-    """Plan, stack and choices for lists in the config, as the target's manifest states them.
+
+def derive_surgery(
+    target: Path,
+    base: Path,
+    make_plan: Callable[[int], LayerPlan] | None = None,
+    stack: str | None = None,
+    config_lists: Mapping[str, str] | None = None,
+) -> Surgery:
+    """The surgery that should have made a target: of a plan for the base's depth, or as the target's manifest states.
 
     Raises:
-        CheckpointError: There is no manifest, or it states none.
-        PlanError: What it states is no plan.
+        CheckpointError: There is neither a plan nor a manifest, or the base is not whole.
+        PlanError: The plan does not fit the base.
     """
+    checkpoint = open_checkpoint(base)
+    if make_plan is None:
+        plan, stack, config_lists = _stated_plan(target)
+        layers = find_stack(checkpoint.tensors, checkpoint.config, stack)
+    else:
+        layers = find_stack(checkpoint.tensors, checkpoint.config, stack)
+        plan = make_plan(layers.num_layers)
+    return plan_surgery(checkpoint, plan, stack=layers, config_lists=config_lists)
+
+
+def _stated_plan(target: Path) -> tuple[LayerPlan, str, dict[str, str]]:
     manifest = read_manifest(target)
     if manifest is None:
         raise CheckpointError(
