@@ -1,50 +1,52 @@
 """Promise of speed: surgery runs at the speed of a plain file copy, in memory that no model size changes.
 
-Measures `depthup upscale` between two peers in one run: a plain copy of as many bytes as the target has (the floor)
-and mergekit's passthrough with its defaults. Standard library only; Linux only.
+Measures `depthup upscale` beside its peers in one run: a plain copy of as many bytes as the target has (the floor),
+mergekit's passthrough with its defaults, and a script on transformers as people write it. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import math
 import os
 import platform
-import random
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from measuring import Run, available_memory, machine, measure, output_of, read_all, say
+from mistral import (
+    MISTRAL_7B,
+    NUM_BASE_LAYERS,
+    NUM_REMOVED,
+    SOURCES,
+    Shape,
+    expected_hashes,
+    tensor_hashes,
+    write_base,
+)
+
 MERGEKIT, TORCH = "0.1.5", "2.13.0"
-NUM_BASE_LAYERS, NUM_REMOVED = 32, 8
-NUM_BASE_SHARDS, VOCABULARY, HEAD_SIZE = 4, 32_000, 64
-TARGET_GIGABYTES = 4  # the design's targets are stated for bases of this size and more
+TARGET_GIGABYTES = 4  # the targets are stated for bases of this size and more
+TOOLS = {
+    "depthup": "depthup upscale",
+    "link": "depthup upscale --link",
+    "digests": "depthup upscale --digests",
+    "mergekit": "mergekit-yaml, its defaults",
+    "transformers": "a script: load, copy the layers, save_pretrained",
+}
+DEFAULT_TOOLS = ("depthup", "link", "mergekit", "transformers")
 
 EXAMPLES = """examples:
-  python benchmarks/surgery.py --gigabytes 0.2 --without-mergekit     a first look, seconds
-  python benchmarks/surgery.py --json docs/results/surgery.json       the published figures: 4 GB, 3 rounds
-  python benchmarks/surgery.py --gigabytes 14.5 --dir /mnt/fast       the shape of Mistral 7B, on a disk of your choice
-"""
-
-# Runs one command and prints seconds, peak memory in KiB, CPU seconds and exit status. The kernel counts the memory of
-# the process that starts a child towards the child's peak, so the one that does must itself be small: no imports.
-MEASURE = """
-import os, sys, time
-log, *command = sys.argv[1:]
-to_log = [(os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), (os.POSIX_SPAWN_DUP2, 1, 2)]
-begin = time.perf_counter()
-_, status, usage = os.wait4(os.posix_spawn(command[0], command, os.environ, file_actions=to_log), 0)
-seconds = time.perf_counter() - begin
-print(seconds, usage.ru_maxrss, usage.ru_utime + usage.ru_stime, os.waitstatus_to_exitcode(status))
+  python benchmarks/surgery.py --gigabytes 0.2 --tools depthup link           a first look, seconds
+  python benchmarks/surgery.py --gigabytes 4 --json surgery.json              4 GB, 3 rounds
+  python benchmarks/surgery.py --mistral-7b --json docs/results/surgery.json  the published figures: 36 GB of disk
 """
 
 # Copies the base's files, over and over, into files of the given sizes: in the kernel, then fsync of each file.
@@ -66,157 +68,27 @@ for descriptor in outputs:
     os.fsync(descriptor)
 """
 
-
-@dataclass(frozen=True)
-class Run:
-    """One run of one tool."""
-
-    seconds: float
-    peak_bytes: int
-    cpu_seconds: float
-
+# What scripts on the hub do, at its most careful: only layers that stand twice are copied.
+TRANSFORMERS = """
+import copy, sys
+from torch import nn
+from transformers import AutoModelForCausalLM
+base, out, sources = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+seen, layers = set(), []
+for source in map(int, sources.split(",")):
+    layer = model.model.layers[source]
+    layers.append(copy.deepcopy(layer) if source in seen else layer)
+    seen.add(source)
+model.model.layers = nn.ModuleList(layers)
+for index, layer in enumerate(layers):
+    layer.self_attn.layer_idx = index
+model.config.num_hidden_layers = len(layers)
+model.save_pretrained(out, max_shard_size="5GB")
+"""
 
 Runs = dict[str, list[Run]]  # by tool
 Hashes = dict[str, dict[str, str]]  # by tool and tensor
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A bf16 Mistral: its size follows from these two, the number of layers and the vocabulary."""
-
-    hidden_size: int
-    intermediate_size: int
-
-    @classmethod
-    def of_size(cls, gigabytes: float) -> Shape:
-        """The shape, near Mistral 7B's proportions, whose tensors take about ``gigabytes`` (10^9 bytes) in bf16."""
-        wanted = gigabytes * 1e9 / 2
-        per_square = 13 * NUM_BASE_LAYERS  # 2.5 h^2 for attention, 3 * 3.5 h^2 for the MLP; outside 2 * vocabulary * h
-        exact = (math.sqrt(VOCABULARY**2 + per_square * wanted) - VOCABULARY) / per_square
-        hidden = max(256, round(exact / 256) * 256)
-        left = wanted - cls(hidden, 0).num_parameters
-        return cls(hidden, max(64, round(left / (3 * NUM_BASE_LAYERS * hidden * 64)) * 64))
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(math.prod(shape) for _, shape in self.tensors())
-
-    def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Name on disk and shape of every tensor, in the order of the model."""
-        h, i, kv = self.hidden_size, self.intermediate_size, self.hidden_size // 4
-        yield "model.embed_tokens.weight", (VOCABULARY, h)
-        for layer in range(NUM_BASE_LAYERS):
-            prefix = f"model.layers.{layer}."
-            for name, rows in (("q", h), ("k", kv), ("v", kv), ("o", h)):
-                yield f"{prefix}self_attn.{name}_proj.weight", (rows, h)
-            for name, shape in (("gate", (i, h)), ("up", (i, h)), ("down", (h, i))):
-                yield f"{prefix}mlp.{name}_proj.weight", shape
-            for name in ("input_layernorm", "post_attention_layernorm"):
-                yield f"{prefix}{name}.weight", (h,)
-        yield "model.norm.weight", (h,)
-        yield "lm_head.weight", (VOCABULARY, h)
-
-    def config(self) -> dict[str, Any]:
-        """A ``config.json`` that transformers reads."""
-        heads = self.hidden_size // HEAD_SIZE
-        return {
-            "architectures": ["MistralForCausalLM"], "model_type": "mistral", "torch_dtype": "bfloat16",
-            "hidden_size": self.hidden_size, "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": NUM_BASE_LAYERS, "num_attention_heads": heads, "num_key_value_heads": heads // 4,
-            "head_dim": HEAD_SIZE, "vocab_size": VOCABULARY, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0, "sliding_window": None, "tie_word_embeddings": False, "hidden_act": "silu",
-        }  # fmt: skip
-
-
-def write_base(folder: Path, shape: Shape) -> None:
-    """Write a checkpoint of random bytes: shards of about equal size, names sorted within each, as safetensors does."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(shape.config(), indent=2) + "\n")
-    shards: list[list[tuple[str, tuple[int, ...]]]] = [[] for _ in range(NUM_BASE_SHARDS)]
-    done, total = 0, shape.num_parameters
-    for name, dimensions in shape.tensors():
-        shards[done * NUM_BASE_SHARDS // total].append((name, dimensions))
-        done += math.prod(dimensions)
-    weight_map: dict[str, str] = {}
-    for number, tensors in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{NUM_BASE_SHARDS:05}.safetensors"
-        weight_map |= {name: file for name, _ in tensors}
-        _write_safetensors(folder / file, sorted(tensors), random.Random(number))
-    index = {"metadata": {"total_size": 2 * total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _write_safetensors(path: Path, tensors: Sequence[tuple[str, tuple[int, ...]]], source: random.Random) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in tensors:
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": (end, end := end + 2 * math.prod(shape))}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for begin in range(0, end, 1 << 20):
-            file.write(source.randbytes(min(1 << 20, end - begin)))
-
-
-def tensor_hashes(folder: Path) -> dict[str, str]:
-    """``dtype shape sha256`` of every tensor in a folder, by name, read without depthup."""
-    hashes: dict[str, str] = {}
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            start = file.tell()
-            header.pop("__metadata__", None)
-            for name, entry in header.items():
-                begin, end = entry["data_offsets"]
-                digest = hashlib.sha256()
-                file.seek(start + begin)
-                for position in range(begin, end, 1 << 22):
-                    digest.update(file.read(min(1 << 22, end - position)))
-                hashes[name] = f"{entry['dtype']} {entry['shape']} {digest.hexdigest()}"
-    return hashes
-
-
-def expected_hashes(base: dict[str, str]) -> dict[str, str]:
-    """The target's hashes, from the base's and the definition: base layers 0-23, then 8-31."""
-    sources = (*range(NUM_BASE_LAYERS - NUM_REMOVED), *range(NUM_REMOVED, NUM_BASE_LAYERS))
-    expected = {name: value for name, value in base.items() if not name.startswith("model.layers.")}
-    for target, layer in enumerate(sources):
-        prefix = f"model.layers.{layer}."
-        layer_hashes = ((name, value) for name, value in base.items() if name.startswith(prefix))
-        expected |= {f"model.layers.{target}.{name.removeprefix(prefix)}": value for name, value in layer_hashes}
-    return expected
-
-
-def measure(command: Sequence[str], log: Path) -> Run:
-    """Run a command as a child process.
-
-    Raises:
-        SystemExit: The command failed; the end of its output is shown.
-    """
-    launcher = [sys.executable, "-I", "-S", "-c", MEASURE, str(log)]
-    seconds, kibibytes, cpu_seconds, status = output_of([*launcher, *command]).split()
-    if int(status):
-        raise SystemExit(f"{' '.join(command)[:300]} failed ({status}):\n{log.read_text(errors='replace')[-3000:]}")
-    return Run(round(float(seconds), 4), int(kibibytes) * 1024, round(float(cpu_seconds), 4))
-
-
-def output_of(command: Sequence[str]) -> str:
-    """What a command prints; it finds this repository's depthup, and no network."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": ""}
-    return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def settle(base: Path, out: Path, plain_copy: list[str]) -> None:
-    """Bring every run to one starting point: memory for a copy is at hand (a virtual machine may have given it back to
-    its host), nothing waits to be written, the base is in the page cache."""
-    output_of(plain_copy)
-    shutil.rmtree(out)
-    os.sync()
-    for path in base.iterdir():
-        with path.open("rb", buffering=0) as file:
-            while file.read(1 << 22):
-                pass
 
 
 def install_mergekit(folder: Path) -> dict[str, str]:
@@ -232,7 +104,13 @@ def install_mergekit(folder: Path) -> dict[str, str]:
     found = dict(zip(names, output_of([str(python), "-c", code]).split(), strict=True))
     if found["mergekit"] != MERGEKIT:
         raise SystemExit(f"the environment holds mergekit {found['mergekit']}, not {MERGEKIT}: name another folder")
-    return found
+    return {f"{name} (mergekit's)" if name != "mergekit" else name: version for name, version in found.items()}
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """The versions of packages that this interpreter finds (of depthup that of this repository)."""
+    code = f"print(*(__import__(name).__version__ for name in {packages}))"
+    return dict(zip(packages, output_of([sys.executable, "-B", "-c", code]).split(), strict=True))
 
 
 def mergekit_yaml(base: Path) -> str:
@@ -242,76 +120,108 @@ def mergekit_yaml(base: Path) -> str:
     return json.dumps({"merge_method": "passthrough", "slices": slices})
 
 
-def run_rounds(commands: dict[str, list[str]], base: Path, out: Path, repeats: int) -> tuple[Runs, Hashes]:
+def settle(base: Path, out: Path, plain_copy: Sequence[str]) -> None:
+    """Bring every run to one starting point: memory for a copy is at hand (a virtual machine may have given it back to
+    its host), nothing waits to be written, the base is in the page cache as far as it fits."""
+    output_of(plain_copy)
+    shutil.rmtree(out)
+    os.sync()
+    read_all(base)
+
+
+def run_rounds(
+    commands: dict[str, list[str]], base: Path, out: Path, repeats: int, memory_bytes: int
+) -> tuple[Runs, Hashes]:
     """Run all tools in each round, each round beginning with another one; every output is removed.
 
-    Returns the runs of each tool, and the tensor hashes of the first output of depthup and of mergekit.
+    Returns the runs of each tool (one that ran out of memory is not tried again), and the tensor hashes of the first
+    output of each.
     """
     runs: Runs = {tool: [] for tool in commands}
     hashes: Hashes = {}
     for number in range(repeats):
         first = number % len(commands)
         for tool in [*commands][first:] + [*commands][:first]:
+            if any(run.out_of_memory for run in runs[tool]):
+                continue
             settle(base, out, commands["plain copy"])
-            run = measure(commands[tool], out.parent / "log")
+            run = measure(commands[tool], out.parent / "log", memory_bytes if tool == "transformers" else 0)
             runs[tool].append(run)
-            say(f"round {number + 1}: {tool:<10} {run.seconds:7.2f} s  {run.peak_bytes / 1e6:9.1f} MB")
-            if number == 0 and tool != "plain copy":
+            ended = "  out of memory" * run.out_of_memory
+            say(f"round {number + 1}: {tool:<12} {run.seconds:7.2f} s  {run.peak_bytes / 1e6:9.1f} MB{ended}")
+            if tool not in hashes and tool != "plain copy" and not run.out_of_memory:
                 hashes[tool] = tensor_hashes(out)
-            shutil.rmtree(out)
+            shutil.rmtree(out, ignore_errors=True)
     return runs, hashes
 
 
-def benchmark(
-    folder: Path, shape: Shape, repeats: int, mergekit: Path | None
-) -> tuple[dict[str, Any], dict[str, bool]]:
-    """Make the base, run the rounds; returns the figures and what was checked of the outputs."""
-    base, out = folder / "base", folder / "out"
-    say(f"writing a base of {2 * shape.num_parameters / 1e9:.2f} GB")
-    write_base(base, shape)
-    python = sys.executable
+def make_commands(folder: Path, tools: Sequence[str], mergekit: Path) -> dict[str, list[str]]:
+    """The command of each tool; depthup runs once before, which compiles its modules and tells the sizes to copy."""
+    base, out, python = folder / "base", folder / "out", sys.executable
     compiled = ["-X", f"pycache_prefix={folder / 'compiled'}"]  # as an installed package has it
     depthup = [python, *compiled, "-m", "depthup", "upscale", str(base), str(out), "--remove", str(NUM_REMOVED)]
-    measure(depthup, folder / "log")  # compiles the modules, and says how large the target's files are
+    measure(depthup, folder / "log")
     sizes = [path.stat().st_size for path in sorted(out.glob("*.safetensors"))]
-    sources = [str(path) for path in sorted(base.glob("*.safetensors"))]
     shutil.rmtree(out)
-    commands = {
-        "plain copy": [python, "-c", PLAIN_COPY, str(out), ",".join(map(str, sizes)), *sources],
+    (folder / "mergekit.yml").write_text(mergekit_yaml(base))
+    sources = [str(path) for path in sorted(base.glob("*.safetensors"))]
+    known = {
         "depthup": depthup,
+        "link": [*depthup, "--link"],
+        "digests": [*depthup, "--digests"],
+        "mergekit": [str(mergekit / "bin" / "mergekit-yaml"), str(folder / "mergekit.yml"), str(out)],
+        "transformers": [python, "-c", TRANSFORMERS, str(base), str(out), ",".join(map(str, SOURCES))],
     }
-    if mergekit:
-        (folder / "mergekit.yml").write_text(mergekit_yaml(base))
-        commands["mergekit"] = [str(mergekit / "bin" / "mergekit-yaml"), str(folder / "mergekit.yml"), str(out)]
-    runs, hashes = run_rounds(commands, base, out, repeats)
-    runs = {"bare interpreter": [measure([python, "-c", "pass"], folder / "log") for _ in range(repeats)], **runs}
-    ours, defined = hashes["depthup"], expected_hashes(tensor_hashes(base))
-    checks = {"depthup's tensors are those of the base, layers 0-23 then 8-31": ours == defined}
-    if mergekit:
-        checks["depthup's tensors equal mergekit's (names, types, shapes, SHA-256)"] = ours == hashes["mergekit"]
+    plain_copy = [python, "-c", PLAIN_COPY, str(out), ",".join(map(str, sizes)), *sources]
+    return {"plain copy": plain_copy, **{tool: known[tool] for tool in tools}}
+
+
+def benchmark(folder: Path, shape: Shape, arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, bool]]:
+    """Make the base, run the rounds; returns the figures and what was checked of the outputs."""
+    base = folder / "base"
+    say(f"writing a base of {2 * shape.num_parameters / 1e9:.2f} GB")
+    write_base(base, shape)
+    commands = make_commands(folder, arguments.tools, arguments.mergekit_env.absolute())
+    sizes = [int(size) for size in commands["plain copy"][4].split(",")]
+    memory_bytes = available_memory() - 2_000_000_000
+    runs, hashes = run_rounds(commands, base, folder / "out", arguments.repeats, memory_bytes)
+    bare = [measure([sys.executable, "-c", "pass"], folder / "log") for _ in range(arguments.repeats)]
+    runs = {"bare interpreter": bare, **runs}
+    defined = expected_hashes(tensor_hashes(base))
+    checks = {
+        f"{tool}: names, types, shapes and SHA-256 of all tensors are those of base layers 0-23, then 8-31":
+        found == defined for tool, found in hashes.items()
+    }  # fmt: skip
     keys = ("seconds", "peak_bytes", "cpu_seconds")
     figures = {
-        "base_bytes": 2 * shape.num_parameters, "target_bytes": sum(sizes), "num_target_tensors": len(ours),
-        "num_base_files": len(sources), "num_target_files": len(sizes),
+        "base_bytes": 2 * shape.num_parameters, "target_bytes": sum(sizes), "num_target_tensors": len(defined),
+        "num_base_files": len(list(base.glob("*.safetensors"))), "num_target_files": len(sizes),
+        "memory_limit_bytes_of_transformers": memory_bytes,
         "runs": {tool: [asdict(run) for run in found] for tool, found in runs.items()},
         "medians": {tool: {k: median(getattr(run, k) for run in found) for k in keys} for tool, found in runs.items()},
+        "out_of_memory": [tool for tool, found in runs.items() if any(run.out_of_memory for run in found)],
     }  # fmt: skip
     return figures, checks
 
 
-def compare(medians: dict[str, dict[str, float]], gigabytes: float) -> tuple[dict[str, float], dict[str, bool | None]]:
+def compare(figures: dict[str, Any]) -> tuple[dict[str, float], dict[str, bool | None]]:
     """The ratios of the medians, and whether each target is met (None: no target for a base of this size)."""
-    bare, copy, ours = (medians[tool] for tool in ("bare interpreter", "plain copy", "depthup"))
-    slower = ours["seconds"] / copy["seconds"]
-    ratios = {"time, depthup / plain copy": slower}
-    met = {"at most 1.1 x the time of a plain copy": slower <= 1.1}
-    if theirs := medians.get("mergekit"):
-        faster, smaller = theirs["seconds"] / ours["seconds"], theirs["peak_bytes"] / ours["peak_bytes"]
-        above = [tool["peak_bytes"] - bare["peak_bytes"] for tool in (theirs, ours)]
-        ratios |= {"time, mergekit / depthup": faster, "peak memory, mergekit / depthup": smaller}
-        ratios["peak memory above the bare interpreter, mergekit / depthup"] = above[0] / max(above[1], 1)
-        met |= {"at least 8 x faster than mergekit": faster >= 8, "at least 100 x less memory": smaller >= 100}
-    return ratios, {target: is_met if gigabytes >= TARGET_GIGABYTES else None for target, is_met in met.items()}
+    medians: dict[str, dict[str, float]] = figures["medians"]
+    copy, ours = medians["plain copy"], medians.get("depthup")
+    ratios: dict[str, float] = {}
+    met: dict[str, bool] = {}
+    for tool in ("depthup", "link", "digests"):
+        if tool in medians:
+            ratios[f"time, {TOOLS[tool]} / plain copy"] = medians[tool]["seconds"] / copy["seconds"]
+    if ours:
+        met["depthup: at most 1.05 x the time of a plain copy"] = ours["seconds"] <= 1.05 * copy["seconds"]
+        met["depthup: a peak of at most 60 MB"] = ours["peak_bytes"] <= 60e6
+        for tool in ("mergekit", "transformers"):
+            if tool in medians and tool not in figures["out_of_memory"]:
+                for what, key in (("time", "seconds"), ("peak memory", "peak_bytes")):
+                    ratios[f"{what}, {tool} / depthup"] = medians[tool][key] / ours[key]
+    stated = figures["base_bytes"] >= TARGET_GIGABYTES * 0.98e9
+    return ratios, {target: is_met if stated else None for target, is_met in met.items()}
 
 
 def as_text(result: dict[str, Any]) -> str:
@@ -319,51 +229,42 @@ def as_text(result: dict[str, Any]) -> str:
     medians, bare = result["medians"], result["medians"]["bare interpreter"]["peak_bytes"]
     says = {True: "met", False: "NOT MET", None: f"stated for bases of {TARGET_GIGABYTES} GB and more, no verdict"}
     head = f"{'median of ' + str(result['repeats']):<18}{'wall':>10}{'CPU':>10}{'peak memory':>14}{'above bare':>14}"
+    limit = result["memory_limit_bytes_of_transformers"] / 1e9
     return "\n".join([
         f"base {result['base_bytes'] / 1e9:.2f} GB in {result['num_base_files']} files -> target"
         f" {result['target_bytes'] / 1e9:.2f} GB in {result['num_target_files']} files", "", head,
         *(f"{tool:<18}{m['seconds']:>8.2f} s{m['cpu_seconds']:>8.2f} s{m['peak_bytes'] / 1e6:>11.1f} MB"
-          f"{(m['peak_bytes'] - bare) / 1e6:>11.1f} MB" for tool, m in medians.items()), "",
+          f"{(m['peak_bytes'] - bare) / 1e6:>11.1f} MB"
+          + f"  ended: more than {limit:.1f} GB of its own" * (tool in result["out_of_memory"])
+          for tool, m in medians.items()), "",
         *(f"{name}: {value:.2f}" for name, value in result["ratios"].items()), "",
         *(f"{name}: {'yes' if value else 'NO'}" for name, value in result["checks"].items()), "",
         *(f"target {name}: {says[value]}" for name, value in result["targets_met"].items()),
     ])  # fmt: skip
 
 
-def machine(folder: Path) -> dict[str, Any]:
-    """What the figures depend on: no host names, no paths."""
-    fields = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    holding = [(len(place), kind) for _, place, kind, *_ in fields if folder.resolve().is_relative_to(place)]
-    return {
-        "num_cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "os": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
-        "file_system": max(holding)[1],
-    }
-
-
-def say(text: str) -> None:
-    """Tell how far we are, on standard error."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "depthup-benchmarks"
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    tools = "".join(f"\n  {tool:<14}{what}" for tool, what in TOOLS.items())
+    parser = argparse.ArgumentParser(description=f"{__doc__}\ntools:{tools}", epilog=EXAMPLES, formatter_class=raw)
     add = parser.add_argument
     add("--gigabytes", type=float, default=4.0, help="size of the base, 10^9 bytes (default: 4)")
+    add("--mistral-7b", action="store_true", help="the shape of Mistral 7B: 14.5 GB, target 21.5 GB")
     add("--repeats", type=int, default=3, help="rounds; each runs every tool once (default: 3)")
-    where = "where the checkpoints are written and removed; takes 2.6 x --gigabytes (default: the temporary folder)"
+    add("--tools", nargs="+", choices=TOOLS, default=DEFAULT_TOOLS, metavar="TOOL",
+        help=f"which to run beside the plain copy (default: {' '.join(DEFAULT_TOOLS)})")  # fmt: skip
+    where = "where the checkpoints are written and removed; takes 2.6 x the base (default: the temporary folder)"
     add("--dir", type=Path, default=Path(tempfile.gettempdir()), metavar="FOLDER", help=where)
     where = "mergekit's virtual environment, made if it is not there (default: in your cache)"
     add("--mergekit-env", type=Path, default=cache / f"mergekit-{MERGEKIT}", metavar="FOLDER", help=where)
-    add("--without-mergekit", action="store_true", help="compare with the plain copy only")
     add("--json", type=Path, metavar="FILE", help="write all figures here as well")
     arguments = parser.parse_args()
     if arguments.repeats < 1 or not 0.05 <= arguments.gigabytes <= 1000:
         parser.error("--repeats is at least 1, --gigabytes from 0.05 to 1000")
+    if arguments.mistral_7b:
+        arguments.gigabytes = 2e-9 * MISTRAL_7B.num_parameters
     if shutil.disk_usage(arguments.dir).free < 2.6e9 * arguments.gigabytes:
         parser.error(f"{2.6 * arguments.gigabytes:.1f} GB must be free in --dir")
     return arguments
@@ -372,19 +273,20 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Run the benchmark and print the report."""
     arguments = parse_arguments()
-    compared = not arguments.without_mergekit
-    ours = output_of([sys.executable, "-B", "-c", "import depthup; print(depthup.__version__, end='')"])
-    versions = {"python": platform.python_version(), "depthup": ours}
-    versions |= install_mergekit(arguments.mergekit_env) if compared else {}
-    shape, mergekit = Shape.of_size(arguments.gigabytes), arguments.mergekit_env.absolute() if compared else None
+    versions = {"python": platform.python_version(), **versions_of("depthup")}
+    if "transformers" in arguments.tools:
+        versions |= versions_of("torch", "transformers", "safetensors")
+    versions |= install_mergekit(arguments.mergekit_env) if "mergekit" in arguments.tools else {}
+    shape = MISTRAL_7B if arguments.mistral_7b else Shape.of_size(arguments.gigabytes)
     with tempfile.TemporaryDirectory(prefix="depthup-benchmark-", dir=arguments.dir) as folder:
-        figures, checks = benchmark(Path(folder), shape, arguments.repeats, mergekit)
+        figures, checks = benchmark(Path(folder), shape, arguments)
         surroundings = machine(Path(folder))
-    ratios, targets_met = compare(figures["medians"], arguments.gigabytes)
-    command = f"python benchmarks/surgery.py --gigabytes {arguments.gigabytes:g} --repeats {arguments.repeats}"
+    ratios, targets_met = compare(figures)
+    size = "--mistral-7b" if arguments.mistral_7b else f"--gigabytes {arguments.gigabytes:g}"
+    command = f"python benchmarks/surgery.py {size} --repeats {arguments.repeats} --tools {' '.join(arguments.tools)}"
     result = {
-        "benchmark": "surgery", "command": command + " --without-mergekit" * (not compared),
-        "machine": surroundings, "versions": versions, "repeats": arguments.repeats, "base": asdict(shape),
+        "benchmark": "surgery", "command": command, "machine": surroundings, "versions": versions,
+        "repeats": arguments.repeats, "base": asdict(shape),
         **figures, "ratios": ratios, "checks": checks, "targets_met": targets_met,
     }  # fmt: skip
     print(as_text(result))

@@ -7,11 +7,14 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .errors import DepthupError
+from .recipe_verbs import add_report, add_run, add_status
+from .recipe_verbs import add_verb as _verb
 
 _PLAN_EXAMPLES = """
 ways to say the plan (n base layers, m removed from each copy, s = 2 (n - m) target layers):
@@ -53,30 +56,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"depthup {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for add in (_add_upscale, _add_layers, _add_check, _add_import, _add_generate, _add_run, _add_status, _add_report):
+    for add in (_add_upscale, _add_layers, _add_check, _add_import, _add_generate, add_run, add_status, add_report):
         add(verbs)
-    return parser
-
-
-def _verb(verbs: Any, name: str, function: Callable[..., int | None], summary: str, examples: str) -> Any:
-    parser = verbs.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog=examples.strip("\n"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(function=function)
     return parser
 
 
 # -- upscale, layers --------------------------------------------------------------------------------------------------
 
 
-def _add_plan_options(parser: Any) -> None:
+def _add_plan_options(parser: Any, title: str = "the plan, one of") -> None:
     from .presets import PRESETS
 
-    group = parser.add_argument_group("the plan, one of")
+    group = parser.add_argument_group(title)
     group.add_argument("--remove", type=int, metavar="M", help="layers removed from each copy")
     group.add_argument("--target-layers", type=int, metavar="S", help="depth of the target")
     group.add_argument("--layers", metavar="PLAN", help="the base layer of each target layer, as in 0-23,8-31")
@@ -86,6 +77,10 @@ def _add_plan_options(parser: Any) -> None:
 
 def _plan_options(options: argparse.Namespace) -> dict[str, Any]:
     return {key: getattr(options, key) for key in ("remove", "target_layers", "layers", "preset")}
+
+
+def _names_a_plan(options: argparse.Namespace) -> bool:
+    return any(value is not None for value in _plan_options(options).values())
 
 
 def _add_upscale(verbs: Any) -> None:
@@ -99,8 +94,22 @@ examples:
     parser.add_argument("out", metavar="OUT", help="folder to make; it must not exist")
     _add_plan_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
-    parser.add_argument("--stack", metavar="PREFIX", help="which layers, where a model has several stacks")
     parser.add_argument("--max-shard-gb", type=_positive, default=5.0, metavar="GB", help="size of output files (5)")
+    parser.add_argument(
+        "--link", action="store_true",
+        help="hard-link files of the base all of whose tensors stay, instead of copying them: such a file is shared,"
+        " and to edit it in place in one folder edits the other",
+    )  # fmt: skip
+    parser.add_argument(
+        "--resume", action="store_true",
+        help="keep what a killed run, or a stopped one with --resume, has written, once it is compared with the base",
+    )  # fmt: skip
+    parser.add_argument("--digests", action="store_true", help="SHA-256 of all files into depthup.json (slower)")
+    _add_reading_options(parser)
+
+
+def _add_reading_options(parser: Any) -> None:
+    parser.add_argument("--stack", metavar="PREFIX", help="which layers, where a model has several stacks")
     parser.add_argument(
         "--config-list", action="append", default=[], metavar="KEY=layers|keep",
         help="whether a list in config.json that depthup does not know has one value for each layer",
@@ -125,13 +134,19 @@ def _upscale(options: argparse.Namespace) -> None:
         stack=stack,
         config_lists=_config_lists(options.config_list),
         max_shard_bytes=int(options.max_shard_gb * 1e9),
+        link=options.link,
     )
     print(surgery.describe())
+    if options.link and not surgery.num_linked_bytes:
+        print("linked      nothing: no file of the base keeps all its tensors under their names")
     if options.dry_run:
         print(f"dry run: {out} was not written")
         return
-    with _bytes_bar(surgery.num_bytes, "upscale") as advance:
-        publish_surgery(surgery, out, advance)
+    num_digested = base.num_bytes + surgery.num_bytes if options.digests else 0
+    with _bytes_bar(surgery.num_bytes + num_digested, "upscale") as advance:
+        kept = publish_surgery(surgery, out, advance, resume=options.resume, digests=options.digests)
+    if options.resume:
+        print(f"resumed: {len(kept)} of {len(surgery.shards)} files were whole and of this base and plan")
     print(f"written: {out}")
 
 
@@ -187,16 +202,27 @@ def _add_check(verbs: Any) -> None:
 examples:
   depthup check solar-base
   depthup check solar-base --load
+  depthup check solar-base --against mistral-7b
+  depthup check merged --against mistral-7b --layers 0-23,8-31     what another tool made
 exit status: 0 nothing found, 1 something found
 """)  # fmt: skip
     parser.add_argument("folder", metavar="DIR", help="checkpoint folder, or a model on the hub")
     parser.add_argument("--load", action="store_true", help="also load it with transformers, on the meta device")
+    parser.add_argument(
+        "--against", metavar="BASE",
+        help="also prove that it was made from this base: each tensor byte for byte, the config, the files beside",
+    )  # fmt: skip
+    _add_reading_options(parser)
+    _add_plan_options(parser, "the plan, for --against where DIR has no depthup.json that states it, one of")
 
 
 def _check(options: argparse.Namespace) -> int:
     from .checkpoint.check import check_checkpoint
     from .checkpoint.remote import local_folder
+    from .errors import CheckpointError
 
+    if not options.against and _names_a_plan(options):
+        raise CheckpointError("a plan is named, and no base to compare with", next_step="add --against BASE")
     folder = local_folder(options.folder)
     findings = check_checkpoint(folder)
     if options.load and not findings:
@@ -205,9 +231,29 @@ def _check(options: argparse.Namespace) -> int:
         findings = findings_on_loading(folder)
     for finding in findings:
         print(finding)
-    if not findings:
-        print(f"{options.folder}: whole and consistent" + (", and it loads" if options.load else ""))
-    return 1 if findings else 0
+    if findings:
+        return 1
+    if options.against:
+        return _check_against(options, folder)
+    print(f"{options.folder}: whole and consistent" + (", and it loads" if options.load else ""))
+    return 0
+
+
+def _check_against(options: argparse.Namespace, folder: Path) -> int:
+    from tqdm import tqdm
+
+    from .checkpoint.remote import local_folder
+    from .growth.proof import derive_surgery, prove
+    from .presets import make_plan
+
+    named = partial(make_plan, **_plan_options(options)) if _names_a_plan(options) else None
+    base = local_folder(options.against)
+    surgery = derive_surgery(folder, base, named, options.stack, _config_lists(options.config_list))
+    print(f"plan {surgery.plan.text}")
+    with _bytes_bar(surgery.num_bytes, "compare") as advance:
+        proof = prove(surgery, folder, tell=lambda finding: tqdm.write(finding.problem), progress=advance)
+    print(proof.describe())
+    return 1 if proof.findings else 0
 
 
 def _add_import(verbs: Any) -> None:
@@ -270,91 +316,6 @@ def _generate(options: argparse.Namespace) -> None:
         backend = LocalBackend(load_model(folder, device), load_tokenizer(folder), options.chat)
         for prompt, text in zip(options.prompt, backend.generate(options.prompt, sampling), strict=True):
             print(f"── {name} ── {prompt}\n{text.strip()}\n", flush=True)
-
-
-# -- run, status, report ----------------------------------------------------------------------------------------------
-
-
-def _add_recipe_options(parser: Any) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="recipe.yaml, or the folder that it lies in")
-    parser.add_argument("--store", metavar="DIR", help="where results are kept (runs/NAME)")
-
-
-def _add_run(verbs: Any) -> None:
-    parser = _verb(verbs, "run", _run, "make every stage of a recipe that is not made yet", """
-examples:
-  depthup run recipes/quickstart
-  depthup run recipes/quickstart --store /data/runs/quickstart --device cuda
-Stopped with Ctrl-C, it goes on where it was when run again.
-""")  # fmt: skip
-    _add_recipe_options(parser)
-    parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1")
-    parser.add_argument("--dry-run", action="store_true", help="the same as `depthup status`")
-
-
-def _run(options: argparse.Namespace) -> None:
-    if options.dry_run:
-        _status(options)
-        return
-    from .pipeline import outcome, run
-
-    recipe, store = _open(options)
-    print(outcome(run(recipe, store, device=options.device, progress=sys.stderr.isatty())))
-
-
-def _add_status(verbs: Any) -> None:
-    parser = _verb(verbs, "status", _status, "tell what a run would do, and why", """
-examples:
-  depthup status recipes/quickstart
-states: cached (nothing to do), partial (a stopped run goes on), stale (made with other settings), missing
-""")  # fmt: skip
-    _add_recipe_options(parser)
-
-
-def _status(options: argparse.Namespace) -> None:
-    from .files import partial_path
-    from .pipeline import survey
-
-    recipe, store = _open(options)
-    nodes = survey(recipe, store)
-    for name, node in nodes.items():
-        note = f"  {node.reason}" if node.reason else f"  {node.folder}" if node.state == "cached" else ""
-        print(f"{name:<16}{node.stage.kind:<10}{node.state:<8}{note}")
-    known = {partial_path(node.folder) for node in nodes.values()}
-    for folder in store.leftovers():
-        if folder not in known:
-            print(f"left over by a stopped run of other settings, may be removed: {folder}")
-
-
-def _add_report(verbs: Any) -> None:
-    parser = _verb(verbs, "report", _report, "write the report page of a recipe whose stages are made", """
-examples:
-  depthup report recipes/quickstart
-""")  # fmt: skip
-    _add_recipe_options(parser)
-
-
-def _report(options: argparse.Namespace) -> None:
-    from .errors import RecipeError
-    from .pipeline import outcome, run
-
-    recipe, store = _open(options)
-    pages = [name for name, stage in recipe.stages.items() if stage.kind == "report"]
-    if not pages:
-        raise RecipeError(
-            f"the recipe {recipe.name} has no stage of kind report", next_step="add one as its last stage"
-        )
-    for page in pages:
-        nodes = run(recipe, store, only=page, tell=lambda line: None)
-    print(outcome(nodes))
-
-
-def _open(options: argparse.Namespace) -> tuple[Any, Any]:
-    from .artifacts.store import Store
-    from .recipe import load_recipe
-
-    recipe = load_recipe(options.recipe)
-    return recipe, Store(Path(options.store) if options.store else Path("runs") / recipe.name)
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stages": frozenset({ANY}),
     "pipeline": frozenset({ANY}),
     "reference": frozenset({"cli", "recipe"}),
+    "recipe_verbs": frozenset({ANY}),
     "cli": frozenset({ANY}),
     "__main__": frozenset({"cli"}),
 }
@@ -55,9 +56,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 GROUND = {"errors": set(), "layers": {"errors"}, "files": {"errors"}, "models": {"errors", "files", "checkpoint"}}
 # Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.
 ABOVE = {
-    "recipe": {"stages", "pipeline", "cli", "reference"},
+    "recipe": {"stages", "pipeline", "recipe_verbs", "reference"},
     "stages": {"pipeline"},
-    "pipeline": {"cli"},
+    "pipeline": {"recipe_verbs"},
+    "recipe_verbs": {"cli"},
     "cli": {"__main__", "reference"},
     "reference": set(),
     "__main__": set(),
@@ -77,8 +79,8 @@ DOORS: dict[str, set[str]] = {
 }  # fmt: skip
 # Modules that must load without torch, even indirectly.
 LIGHT = (
-    "cli", "recipe", "pipeline", "layers", "presets", "checkpoint", "growth.surgery", "artifacts", "costs", "files",
-    "errors", "report",
+    "cli", "recipe_verbs", "recipe", "pipeline", "layers", "presets", "checkpoint", "growth.surgery", "artifacts",
+    "costs", "files", "errors", "report",
 )  # fmt: skip
 
 

@@ -2,123 +2,84 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
-from errno import EBADF, EINVAL, ENOSPC, ENOSYS, ENOTSOCK, EOPNOTSUPP, EPERM, EXDEV
+from dataclasses import dataclass, field
+from errno import EACCES, EMLINK, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EXDEV
+from functools import partial
 from io import FileIO
-from math import prod
 from pathlib import Path
-from typing import TypeAlias
+from threading import Lock
 
-from ..errors import CheckpointError
+from ..errors import OutputError
 from ..files import write_json
-from .reader import DTYPE_BITS, INDEX_NAME, SINGLE_NAME, Tensor
+from .copy import Buffer, Progress, copy_range, first_difference, read_range, sync_file
+from .parallel import run_all
+from .reader import INDEX_NAME
+from .shards import Move, Run, Shard, plan_shards
 
-_CHUNK_BYTES = 8 << 20
-_MAX_KERNEL_BYTES = 256 << 20  # one call to the kernel; keeps progress alive on slow disks
+__all__ = ["Buffer", "Move", "Progress", "Shard", "copy_range", "plan_shards", "write_shards"]
+
 _SYNC_BYTES = 256 << 20  # a file goes to the disk in parts of about this size while the rest is copied
-_UNSUPPORTED = frozenset({EBADF, EINVAL, ENOSYS, ENOTSOCK, EOPNOTSUPP, EPERM, EXDEV})
-
-Progress = Callable[[int], object]
-Buffer: TypeAlias = bytes | bytearray | memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One target tensor: its name, and the tensor on disk that it is a copy of.
-
-    Where it is no copy, ``make`` yields its bytes, of the source's type and of ``shape`` (the source's by default).
-    """
-
-    name: str
-    source: Tensor
-    make: Callable[[], Iterable[Buffer]] | None = None
-    made_shape: tuple[int, ...] | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.source.shape if self.made_shape is None else self.made_shape
-
-    @property
-    def num_elements(self) -> int:
-        return prod(self.shape)
-
-    @property
-    def num_bytes(self) -> int:
-        return self.num_elements * DTYPE_BITS[self.source.dtype] // 8
+_NO_LINKS = frozenset({EACCES, EMLINK, ENOSYS, EOPNOTSUPP, EPERM, EXDEV})
 
 
 @dataclass(frozen=True)
-class Shard:
-    """One file to write, its tensors in the order of their bytes."""
+class _Desk:
+    """What the threads that write share."""
 
-    file: str
-    moves: tuple[Move, ...]
-
-    @property
-    def num_data_bytes(self) -> int:
-        return sum(move.num_bytes for move in self.moves)
-
-    def header(self) -> bytes:
-        """The safetensors header, padded so that the data begin at a multiple of 8 bytes."""
-        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        position = 0
-        for move in self.moves:
-            end = position + move.num_bytes
-            entries[move.name] = {"dtype": move.source.dtype, "shape": move.shape, "data_offsets": (position, end)}
-            position = end
-        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+    source: Path
+    folder: Path
+    syncing: ThreadPoolExecutor  # copying is processor time, syncing is disk time
+    synced: list[Future[None]] = field(default_factory=list)
+    making: Lock = field(default_factory=Lock)  # one tensor is made at a time, so that memory stays bounded
 
 
-def plan_shards(moves: Sequence[Move], max_shard_bytes: int) -> tuple[Shard, ...]:
-    """Cut the moves, in their order, into shards of at most ``max_shard_bytes`` (a larger tensor stands alone)."""
-    groups: list[list[Move]] = [[]]
-    filled = 0
-    for move in moves:
-        if groups[-1] and filled + move.num_bytes > max_shard_bytes:
-            groups.append([])
-            filled = 0
-        groups[-1].append(move)
-        filled += move.num_bytes
-    if len(groups) == 1:
-        return (Shard(SINGLE_NAME, _aligned(groups[0])),)
-    names = (f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups)))
-    return tuple(Shard(name, _aligned(group)) for name, group in zip(names, groups, strict=True))
-
-
-def _aligned(moves: list[Move]) -> tuple[Move, ...]:
-    """Wide types first, so that each tensor begins at a multiple of its width; the order is kept within a width."""
-    return tuple(sorted(moves, key=lambda move: -DTYPE_BITS[move.source.dtype]))
-
-
-def write_shards(source: Path, shards: Sequence[Shard], folder: Path, progress: Progress | None = None) -> None:
+def write_shards(
+    source: Path,
+    shards: Sequence[Shard],
+    folder: Path,
+    progress: Progress | None = None,
+    *,
+    resume: bool = False,
+    num_threads: int | None = None,
+) -> tuple[str, ...]:
     """Write the shards, and the index if there are several, into an existing folder, and sync each file to the disk.
 
     Args:
         source: The checkpoint folder that the moves read from.
-        shards: What to write.
+        shards: What to write; links first, so that nothing is copied where links are refused.
         folder: Where to write; the caller publishes it when it is whole.
-        progress: Called with the number of bytes written since the last call.
+        progress: Called with the number of bytes done since the last call, from the threads, by one at a time;
+            the number is negative where bytes that were thought done are not.
+        resume: Keep the files of these names in ``folder`` that hold what they should, byte for byte.
+        num_threads: Files written at a time; by default one for each core, up to four.
+
+    Returns:
+        The names of the files that were kept.
 
     Raises:
         CheckpointError: A source file ended before its tensor did.
+        OutputError: A file of the base cannot be linked.
     """
-    report = progress or (lambda num_bytes: None)
-    # What was copied is synced to the disk while the rest is copied: copying is processor time, syncing is disk time.
-    with ExitStack() as files, ThreadPoolExecutor(1) as syncing:
-        inputs = {
-            name: files.enter_context(open(source / name, "rb", buffering=0)).fileno()
-            for name in sorted({move.source.shard for shard in shards for move in shard.moves})
-        }
-        pending = [future for shard in shards for future in _write_shard(shard, inputs, folder, report, syncing)]
-        for done in pending:
-            done.result()
+    for shard in shards:
+        if shard.link:
+            _link(source / shard.link, folder / shard.file)
+            if progress:
+                progress(shard.num_data_bytes)
+    with ThreadPoolExecutor(1) as syncing:
+        desk = _Desk(source, folder, syncing)
+        try:
+            longest_first = sorted(shards, key=lambda shard: -shard.num_data_bytes)
+            jobs = [partial(_finish_shard, desk, shard, resume) for shard in longest_first if not shard.link]
+            kept = run_all(jobs, progress, num_threads)
+            for done in desk.synced:
+                done.result()
+        except BaseException:
+            syncing.shutdown(cancel_futures=True)
+            raise
     if len(shards) > 1:
         write_json(folder / INDEX_NAME, {
             "metadata": {
@@ -127,113 +88,117 @@ def write_shards(source: Path, shards: Sequence[Shard], folder: Path, progress: 
             },
             "weight_map": dict(sorted((move.name, shard.file) for shard in shards for move in shard.moves)),
         })  # fmt: skip
+    return tuple(sorted(file for file in kept if file))
 
 
-def _write_shard(
-    shard: Shard, inputs: dict[str, int], folder: Path, report: Progress, syncing: ThreadPoolExecutor
-) -> list[Future[None]]:
-    """Write one shard; returns the syncs under way, the last of which covers the whole file."""
-    path = folder / shard.file
-    pending: list[Future[None]] = []
+def _finish_shard(desk: _Desk, shard: Shard, resume: bool, report: Progress) -> str | None:
+    """Write one shard, unless it is there; returns its name if it was kept."""
+    path = desk.folder / shard.file
+    with ExitStack() as files:
+        inputs = {
+            name: files.enter_context(open(desk.source / name, "rb", buffering=0))
+            for name in sorted({run.shard for run in shard.runs() if isinstance(run, Run)})
+        }
+        if resume and _is_written(desk, shard, path, inputs, report):
+            desk.synced.append(desk.syncing.submit(sync_file, path))
+            return shard.file
+        path.unlink(missing_ok=True)  # it may be a link to a file of the base: never write into it
+        with open(path, "xb", buffering=0) as output:
+            _write_shard(desk, shard, inputs, output, report)
+    return None
+
+
+def _write_shard(desk: _Desk, shard: Shard, inputs: dict[str, FileIO], output: FileIO, report: Progress) -> None:
+    path = desk.folder / shard.file
     unsynced = 0
+    pending: Future[None] | None = None
 
     def copied(num_bytes: int) -> None:
-        nonlocal unsynced
+        nonlocal unsynced, pending
         unsynced += num_bytes
-        if unsynced >= _SYNC_BYTES and (not pending or pending[-1].done()):
-            pending.append(syncing.submit(_sync, path))
+        if pending and pending.done():
+            pending.result()  # raises what the sync raised
+            pending = None
+        if unsynced >= _SYNC_BYTES and not pending:
+            pending = desk.syncing.submit(sync_file, path)
+            desk.synced.append(pending)
             unsynced = 0
         report(num_bytes)
 
-    with open(path, "wb", buffering=0) as output:
-        header = shard.header()
-        if output.write(header) != len(header):
-            raise OSError(ENOSPC, "the header was cut short")
-        for run in _runs(shard.moves):
-            if isinstance(run, Move):
-                _write_made(run, output, copied)
+    _write_all(output, shard.header())
+    for run in shard.runs():
+        if isinstance(run, Run):
+            copy_range(inputs[run.shard].fileno(), run.begin, run.end, output.fileno(), copied, run.shard)
+            continue
+        with desk.making:
+            for buffer in _made(run):
+                _write_all(output, buffer)
+                copied(len(buffer))
+    desk.synced.append(desk.syncing.submit(sync_file, path))
+
+
+def _is_written(desk: _Desk, shard: Shard, path: Path, inputs: dict[str, FileIO], report: Progress) -> bool:
+    """Whether a file of its own is there with the bytes that the shard should have."""
+    if not path.is_file():
+        return False
+    header = shard.header()
+    with open(path, "rb", buffering=0) as file:
+        state = os.fstat(file.fileno())
+        if (state.st_size, state.st_nlink) != (shard.num_written_bytes, 1) or file.read(len(header)) != header:
+            return False
+        compared = 0
+
+        def count(num_bytes: int) -> None:
+            nonlocal compared
+            compared += num_bytes
+            report(num_bytes)
+
+        for run in shard.runs():
+            begin = len(header) + compared
+            if isinstance(run, Run):
+                differs = first_difference(read_range(inputs[run.shard], run.begin, run.end), file, begin, count)
             else:
-                name, begin, end = run
-                copy_range(inputs[name], begin, end, output.fileno(), copied, name)
-    pending.append(syncing.submit(_sync, path))
-    return pending
+                with desk.making:
+                    differs = first_difference(_made(run), file, begin, count)
+            if differs is not None:
+                report(-compared)
+                return False
+    return True
 
 
-def _runs(moves: Sequence[Move]) -> list[tuple[str, int, int] | Move]:
-    """Byte ranges to copy (source shard, begin, end), neighbours in the source joined to one, and tensors to make."""
-    runs: list[tuple[str, int, int] | Move] = []
-    for move in moves:
-        tensor = move.source
-        last = runs[-1] if runs else None
-        if move.make is not None:
-            runs.append(move)
-        elif isinstance(last, tuple) and last[0] == tensor.shard and last[2] == tensor.begin:
-            runs[-1] = (tensor.shard, last[1], tensor.end)
-        else:
-            runs.append((tensor.shard, tensor.begin, tensor.end))
-    return runs
-
-
-def _write_made(move: Move, output: FileIO, report: Progress) -> None:
+def _made(move: Move) -> Iterator[memoryview]:
+    """The bytes of a tensor that is no copy."""
     assert move.make is not None
-    written = 0
+    num_bytes = 0
     for buffer in move.make():
-        rest = memoryview(buffer).cast("B")
-        while rest:
-            count = output.write(rest)
-            written += count
-            rest = rest[count:]
-            report(count)
-    assert written == move.num_bytes, f"{move.name}: {written} bytes made, {move.num_bytes} expected"
+        view = memoryview(buffer).cast("B")
+        num_bytes += len(view)
+        yield view
+    assert num_bytes == move.num_bytes, f"{move.name}: {num_bytes} bytes made, {move.num_bytes} expected"
 
 
-def copy_range(source: int, begin: int, end: int, target: int, report: Progress, name: str) -> None:
-    """Append bytes ``[begin, end)`` of one file descriptor to another, by the fastest way the system has.
-
-    ``copy_file_range`` (shares blocks where the file system can), then ``sendfile``, then plain reads and writes.
-
-    Raises:
-        CheckpointError: The source ends before ``end``.
-    """
-    for way in (_copy_file_range, _sendfile, _read_write):
-        try:
-            while begin < end:
-                copied = way(source, begin, min(end - begin, _MAX_KERNEL_BYTES), target)
-                if copied == 0 and way is not _read_write:
-                    break  # some file systems give up without an error; reading tells whether the file has ended
-                if copied == 0:
-                    raise CheckpointError(f"{name} ended {end - begin} bytes early: it changed while it was read")
-                begin += copied
-                report(copied)
-            else:
-                return
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED or way is _read_write:
-                raise
+def _write_all(output: FileIO, buffer: Buffer) -> None:
+    rest = memoryview(buffer)
+    while rest:
+        count = output.write(rest)
+        if not count:
+            raise OSError(ENOSPC, "a write was cut short")
+        rest = rest[count:]
 
 
-def _copy_file_range(source: int, begin: int, count: int, target: int) -> int:
+def _link(path: Path, place: Path) -> None:
+    """Give a file of the base a second name (in a cache of links: the file behind the link)."""
+    path = path.resolve()
+    if place.exists() and place.samefile(path):
+        return
+    place.unlink(missing_ok=True)
     try:
-        return os.copy_file_range(source, target, count, offset_src=begin)
-    except AttributeError:
-        raise OSError(ENOSYS, "no copy_file_range on this system") from None
-
-
-def _sendfile(source: int, begin: int, count: int, target: int) -> int:
-    try:
-        return os.sendfile(target, source, begin, count)
-    except AttributeError:
-        raise OSError(ENOSYS, "no sendfile on this system") from None
-
-
-def _read_write(source: int, begin: int, count: int, target: int) -> int:
-    os.lseek(source, begin, os.SEEK_SET)
-    return os.write(target, os.read(source, min(count, _CHUNK_BYTES)))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.link(path, place)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise OutputError(
+            f"the system refuses a hard link to {path.name} of the base: {error.strerror}",
+            allowed="an output on the same file system as the base, by the owner of its files",
+            next_step="choose an output beside the base, or leave out --link: its bytes are copied then",
+        ) from error

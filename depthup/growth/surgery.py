@@ -7,28 +7,29 @@ wrong; :func:`write_surgery` copies. No torch, no model class, memory independen
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from errno import ENOSPC
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..checkpoint.carry import carried_files, carry
-from ..checkpoint.config import Rule, grow_config, layer_kinds, refuse_family
-from ..checkpoint.fields import SPECIAL_ENDS, STORED_FIRST
-from ..checkpoint.names import Stack, find_stack, find_stacks, indexed_prefixes
-from ..checkpoint.reader import Checkpoint, Tensor, open_checkpoint
+from ..checkpoint.config import grow_config, refuse_family
+from ..checkpoint.names import Stack, find_stack
+from ..checkpoint.reader import INDEX_NAME, Checkpoint, open_checkpoint
 from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
-from ..errors import CheckpointError, OutputError, PlanError
-from ..files import publishing, refuse_existing, require_space, write_json
+from ..errors import OutputError, PlanError
+from ..files import partial_path, publishing, refuse_existing, require_space, write_json
 from ..layers import LayerPlan
 from .inits import Bench, start_layer
+from .manifest import MANIFEST_NAME, all_facts, make_manifest
+from .parts import require_alone, shared_tensors, sorted_tensors, unlike_rules
 from .special import outside_move
 
-MANIFEST_NAME = "depthup.json"
+__all__ = ["DEFAULT_SHARD_BYTES", "MANIFEST_NAME", "Surgery", "plan_surgery", "publish_surgery", "upscale",
+           "write_surgery"]  # fmt: skip
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
 
@@ -43,6 +44,7 @@ class Surgery:
         shards: The files to write, with every target tensor and its source.
         config: The target's ``config.json``.
         config_changes: What differs from the base's, one line each.
+        config_lists: What was said of lists in the config that depthup does not know.
     """
 
     base: Checkpoint
@@ -51,6 +53,7 @@ class Surgery:
     shards: tuple[Shard, ...]
     config: Mapping[str, Any]
     config_changes: tuple[str, ...]
+    config_lists: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def moves(self) -> tuple[Move, ...]:
@@ -67,19 +70,27 @@ class Surgery:
         return sum(shard.num_data_bytes for shard in self.shards)
 
     @cached_property
+    def num_linked_bytes(self) -> int:
+        """Bytes of tensors in files that are linked to the base's: they take no disk."""
+        return sum(shard.num_data_bytes for shard in self.shards if shard.link)
+
+    @cached_property
     def num_output_bytes(self) -> int:
         """Bytes that the target takes on the disk: tensors, headers and the files that go along."""
         carried = sum(path.stat().st_size for path in carried_files(self.base.folder))
-        return self.num_bytes + sum(len(shard.header()) for shard in self.shards) + carried
+        return sum(shard.num_written_bytes for shard in self.shards) + carried
 
     def describe(self) -> str:
         """The plan and what it costs, as text."""
         base, millions = self.base, 1e-6
+        num_links = sum(shard.link is not None for shard in self.shards)
         return "\n".join([
             self.plan.render(),
             f"parameters  {base.num_parameters * millions:,.1f} M -> {self.num_parameters * millions:,.1f} M",
             f"bytes       {base.num_bytes:,} -> {self.num_bytes:,} in {len(self.shards)} file"
             + "s" * (len(self.shards) > 1),
+            *([f"linked      {self.num_linked_bytes:,} bytes in {num_links} file" + "s" * (num_links > 1)
+               + " shared with the base: to edit one edits both"] if num_links else []),
             *(f"config      {change}" for change in self.config_changes),
         ])  # fmt: skip
 
@@ -91,6 +102,7 @@ def plan_surgery(
     stack: Stack | None = None,
     config_lists: Mapping[str, str] | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    link: bool = False,
 ) -> Surgery:
     """Decide on every tensor, file and config field of the target. Reads nothing, writes nothing.
 
@@ -100,6 +112,7 @@ def plan_surgery(
         stack: The layers to work on; found from the names by default.
         config_lists: For lists in the config that depthup does not know: ``"layers"`` or ``"keep"``, by key.
         max_shard_bytes: Size above which a new file begins.
+        link: Lay out the target so that files of the base all of whose tensors stay are used as they are.
 
     Raises:
         CheckpointError: The layers or the config cannot be carried over by index.
@@ -112,37 +125,68 @@ def plan_surgery(
             next_step=f"make the plan for {stack.num_layers} layers",
         )
     refuse_family(stack.fields(base.config))
-    layers, outside = _sorted_tensors(base, stack)
-    shared = _shared_tensors(stack, layers)
-    _refuse_lists_beside(base, stack)
-    edit = grow_config(base.config, stack, plan, config_lists, list(_rules(base, stack, layers)))
+    layers, outside = sorted_tensors(base, stack)
+    shared = shared_tensors(stack, layers)
+    require_alone(base, stack)
+    edit = grow_config(base.config, stack, plan, config_lists, list(unlike_rules(base, stack, layers)))
     bench = Bench(base, stack, plan, layers)
     grown = [move for target in range(plan.num_target_layers) for move in start_layer(bench, target)]
     grown[: len(layers[plan.sources[0]])] += [Move(stack.name(0, suffix), tensor) for suffix, tensor in shared.items()]
     before, after = ([outside_move(base, stack, plan, tensor) for tensor in tensors] for tensors in outside)
     moves = [*before, *grown, *after]
-    return Surgery(base, stack, plan, plan_shards(moves, max_shard_bytes), edit.config, edit.changes)
+    shards = plan_shards(moves, max_shard_bytes, base.tensors.values() if link else ())
+    return Surgery(base, stack, plan, shards, edit.config, edit.changes, dict(config_lists or {}))
 
 
-def write_surgery(surgery: Surgery, folder: Path, progress: Progress | None = None) -> None:
+def write_surgery(
+    surgery: Surgery, folder: Path, progress: Progress | None = None, *, resume: bool = False, digests: bool = False
+) -> tuple[str, ...]:
     """Write the target into an existing folder, which the caller publishes.
+
+    Args:
+        surgery: What to write.
+        folder: Where to write.
+        progress: See :func:`upscale`.
+        resume: Keep what is in the folder and as it should be; remove all else.
+        digests: See :func:`upscale`.
+
+    Returns:
+        The names of the shards that were kept.
 
     Raises:
         CheckpointError: The base changed while it was read.
-        OutputError: The disk is full.
+        OutputError: The disk is full, or a file of the base cannot be linked.
     """
     base = surgery.base.folder
     try:
-        carry(base, folder)
+        if resume:
+            _clear_but(folder, {shard.file for shard in surgery.shards})
+        names = carry(base, folder)
         write_json(folder / "config.json", surgery.config)
-        write_shards(base, surgery.shards, folder, progress)
-        write_json(folder / MANIFEST_NAME, _manifest(surgery))
+        kept = write_shards(base, surgery.shards, folder, progress, resume=resume)
+        base_names = sorted({tensor.shard for tensor in surgery.base.tensors.values()})
+        names += ["config.json", *(shard.file for shard in surgery.shards), *[INDEX_NAME] * (len(surgery.shards) > 1)]
+        write_json(folder / MANIFEST_NAME, make_manifest(
+            surgery,
+            all_facts(base, ["config.json", *base_names], digests=digests, report=progress if digests else None),
+            all_facts(folder, sorted(names), digests=digests, report=progress if digests else None),
+        ))  # fmt: skip
+        return kept
     except OSError as error:
         if error.errno == ENOSPC:
             raise OutputError(
-                f"the disk of {folder.parent} is full", next_step="free space and run it again"
+                f"the disk of {folder.parent} is full",
+                next_step="free space and run it again" + " (what is written is kept)" * resume,
             ) from error
         raise
+
+
+def _clear_but(folder: Path, kept: set[str]) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name not in kept or entry.is_symlink():
+            entry.unlink()
 
 
 def upscale(
@@ -153,6 +197,9 @@ def upscale(
     stack: str | None = None,
     config_lists: Mapping[str, str] | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    link: bool = False,
+    resume: bool = False,
+    digests: bool = False,
     progress: Progress | None = None,
 ) -> Surgery:
     """Write the target of ``plan`` as a new checkpoint folder ``out``, which appears only when it is whole.
@@ -164,127 +211,43 @@ def upscale(
         stack: Prefix of the layers to work on, as in ``model.layers``, where a model has several stacks.
         config_lists: See :func:`plan_surgery`.
         max_shard_bytes: Size above which a new file begins.
-        progress: Called with the number of bytes written since the last call.
+        link: Use files of the base, as hard links, where the target holds all their tensors under the same names.
+            Base and target share them then: who edits one in place edits both. (depthup edits no file in place.)
+        resume: Go on where a run with ``resume`` ended or any run was killed: files that are there are compared with
+            the base, byte for byte, and kept if they are right. What is written stays if this run ends too.
+        digests: Put the SHA-256 of every file, of base and target, into the manifest; takes longer than the surgery.
+        progress: Called with the number of bytes done since the last call, from several threads, by one at a time;
+            negative where bytes that were thought done are not. Digested bytes are counted too.
 
     Raises:
         CheckpointError: The base is not whole, or cannot be carried over by index.
         PlanError: The plan does not fit the base.
-        OutputError: ``out`` exists or the disk is too small (checked before the first byte).
+        OutputError: ``out`` exists, the disk is too small (checked before the first byte), or links are refused.
     """
     checkpoint = open_checkpoint(base)
     layers = find_stack(checkpoint.tensors, checkpoint.config, stack)
-    surgery = plan_surgery(checkpoint, plan, stack=layers, config_lists=config_lists, max_shard_bytes=max_shard_bytes)
-    publish_surgery(surgery, Path(out), progress)
+    surgery = plan_surgery(
+        checkpoint, plan, stack=layers, config_lists=config_lists, max_shard_bytes=max_shard_bytes, link=link
+    )
+    publish_surgery(surgery, Path(out), progress, resume=resume, digests=digests)
     return surgery
 
 
-def publish_surgery(surgery: Surgery, out: Path, progress: Progress | None = None) -> None:
+def publish_surgery(
+    surgery: Surgery, out: Path, progress: Progress | None = None, *, resume: bool = False, digests: bool = False
+) -> tuple[str, ...]:
     """Write a planned surgery to the new folder ``out``: space is checked first, the folder appears last.
+
+    Returns:
+        The names of the shards that were kept from a run that was stopped (see :func:`upscale`).
 
     Raises:
         CheckpointError: The base changed while it was read.
-        OutputError: ``out`` exists or the disk is too small.
+        OutputError: ``out`` exists, the disk is too small, or links are refused.
     """
     refuse_existing(out)
-    require_space(out.parent, surgery.num_output_bytes)
-    with publishing(out) as partial:
-        write_surgery(surgery, partial, progress)
-
-
-def _sorted_tensors(
-    base: Checkpoint, stack: Stack
-) -> tuple[dict[int, dict[str, Tensor]], tuple[list[Tensor], list[Tensor]]]:
-    """The tensors of each layer by suffix, and those outside the layers: before the first one, and after it.
-
-    Embeddings first, norm and head last: in the order of the base when it is one file, and of use.
-    """
-    layers: dict[int, dict[str, Tensor]] = {layer: {} for layer in range(stack.num_layers)}
-    outside: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for tensor in base.tensors.values():
-        place = stack.split(tensor.name)
-        if place is None or place[0] >= stack.num_layers:
-            outside[any(layers.values())].append(tensor)
-        else:
-            layers[place[0]][place[1]] = tensor
-    return layers, outside
-
-
-def _shared_tensors(stack: Stack, layers: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Take out of the first layer what it stores for all layers (the position bias of T5)."""
-    counts = Counter(suffix for held in layers.values() for suffix in held)
-    names = [suffix for suffix in layers[0] if counts[suffix] == 1 and STORED_FIRST.search(suffix)]
-    return {suffix: layers[0].pop(suffix) for suffix in names}
-
-
-def _refuse_lists_beside(base: Checkpoint, stack: Stack) -> None:
-    """A list beside the layers with a member for each of them would have to grow as well."""
-    parent = stack.prefix.rpartition(".")[0]
-    stacks = list(find_stacks(base.tensors, base.config))
-    for other in stacks:
-        both = other.scope == stack.scope and set(other.depth_keys) & set(stack.depth_keys)
-        if both and other.prefix != stack.prefix and "num_layers" not in both:  # T5 has a second number to say it
-            raise CheckpointError(
-                f"{min(both)} is the depth of {stack.prefix} and of {other.prefix}: one of them cannot grow alone",
-                next_step="this architecture is not supported yet",
-            )
-    others = {other.prefix for other in stacks} | set(stack.companions)
-    for prefix, indices in indexed_prefixes(base.tensors).items():
-        beside = prefix.startswith(f"{parent}.") if parent else "." not in prefix
-        if beside and len(indices) == stack.num_layers > 1 and prefix not in others:
-            raise CheckpointError(
-                f"beside {stack.prefix} stands {prefix}, a list of {len(indices)} as well, and depthup does not know"
-                " whether it has one member for each layer",
-                next_step="this architecture is not supported yet",
-            )
-
-
-def _rules(base: Checkpoint, stack: Stack, layers: Mapping[int, Mapping[str, Tensor]]) -> Iterator[Rule]:
-    """Layers with unlike tensors may only change places if the config says for each layer of which kind it is.
-
-    Where a family is known for special first or last layers, these may stay where they are.
-    """
-    n = stack.num_layers
-    num_first, num_last = SPECIAL_ENDS.get(str(stack.fields(base.config).get("model_type")), (0, 0))
-    special = {*range(num_first), *range(n - num_last, n)}
-    first_of: dict[tuple[str, ...], int] = {}
-    for layer, kind in enumerate(layer_kinds(base.config, stack)):
-        if layer in special:
-            continue
-        first = first_of.setdefault(kind, layer)
-        one, other = ({(suffix, tensor.shape) for suffix, tensor in layers[i].items()} for i in (first, layer))
-        if one != other:
-            raise CheckpointError(
-                f"layers {first} and {layer} of {stack.prefix} hold unlike tensors ({min(one ^ other)[0]}), and nothing"
-                " in the config says that they are of unlike kinds, so with these layers in other places a target would"
-                " not load",
-                next_step="run `depthup check` on the base; if it is whole, this architecture is not supported yet",
-            )
-    if num_first:
-        yield Rule(
-            f"the first of {stack.prefix} is unlike the others, so it can only stand first",
-            lambda plan: [t for t, source in enumerate(plan.sources) if source < num_first] == list(range(num_first)),
-        )
-    if num_last:
-        yield Rule(
-            f"the last of {stack.prefix} is unlike the others, so it can only stand last",
-            lambda plan: (
-                [len(plan.sources) - t for t, source in enumerate(plan.sources) if source >= n - num_last]
-                == list(range(num_last, 0, -1))
-            ),
-        )
-
-
-def _manifest(surgery: Surgery) -> dict[str, Any]:
-    return {
-        "depthup": __version__,
-        "made_by": "depth up-scaling",
-        "plan": surgery.plan.to_json(),
-        "stack": surgery.stack.prefix,
-        "base": {
-            "name": surgery.base.folder.resolve().name,
-            "num_parameters": surgery.base.num_parameters,
-            "num_bytes": surgery.base.num_bytes,
-        },
-        "num_parameters": surgery.num_parameters,
-        "config_changes": list(surgery.config_changes),
-    }
+    states = [path.stat() for path in partial_path(out).glob("*.safetensors")] if resume else []
+    present = sum(state.st_size for state in states if state.st_nlink == 1)
+    require_space(out.parent, surgery.num_output_bytes - present)
+    with publishing(out, keep_partial=resume) as partial:
+        return write_surgery(surgery, partial, progress, resume=resume, digests=digests)

@@ -14,7 +14,7 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depthup.checkpoint import writer
+from depthup.checkpoint import copy as copying
 from depthup.checkpoint.reader import INDEX_NAME, SINGLE_NAME, Tensor, open_checkpoint, read_header
 from depthup.checkpoint.writer import Move, plan_shards, write_shards
 from depthup.errors import CheckpointError
@@ -142,9 +142,9 @@ def test_short_copies_are_continued(base, tmp_path: Path, monkeypatch, way: str)
         monkeypatch.delattr(os, "copy_file_range")
     if way == "write":
         monkeypatch.delattr(os, "sendfile")
-        monkeypatch.setattr(writer, "_CHUNK_BYTES", 1021)
+        monkeypatch.setattr(copying, "_CHUNK_BYTES", 1021)
     else:
-        monkeypatch.setattr(writer, "_MAX_KERNEL_BYTES", 1021)
+        monkeypatch.setattr(copying, "_MAX_KERNEL_BYTES", 1021)
     moves = [Move(tensor.name, tensor) for tensor in open_checkpoint(source).tensors.values()]
     reported: list[int] = []
     assert write(source, moves, tmp_path / "out", progress=reported.append) == pico.raw(source)

@@ -343,7 +343,7 @@ BAD_BASES = {
     "unlike layers": (lose_a_norm, CheckpointError, r"layers 0 and 2 of model\.layers hold unlike tensors"),
     "list of another length": (lambda f: pico.edit_config(f, layer_types=["a"]), CheckpointError, "1 layer_types"),
     "unknown list": (lambda f: pico.edit_config(f, scales=[1] * N), CheckpointError, r"list 'scales' of 7 values"),
-    "by index": (lambda f: pico.edit_config(f, num_kv_shared_layers=2), CheckpointError, "kv_shared_layers = 2"),
+    "by index": (lambda f: pico.edit_config(f, scale_attn_by_inverse_layer_idx=True), CheckpointError, "idx = True"),
 }  # fmt: skip
 
 
@@ -431,7 +431,7 @@ def test_a_disk_that_turns_out_full_at_the_sync_is_the_same_error(base, tmp_path
     def full(path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("depthup.checkpoint.writer._sync", full)
+    monkeypatch.setattr("depthup.checkpoint.writer.sync_file", full)
     with pytest.raises(OutputError, match="is full"):
         upscale(base(), tmp_path / "out", LayerPlan.upscale(N, 2))
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,107 @@
+"""The verbs that run recipes, and how a verb is declared."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def add_verb(verbs: Any, name: str, function: Callable[..., int | None], summary: str, examples: str) -> Any:
+    """A verb of the command line: its parser, which calls ``function`` with the options."""
+    parser = verbs.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=examples.strip("\n"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(function=function)
+    return parser
+
+
+def _add_recipe_options(parser: Any) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="recipe.yaml, or the folder that it lies in")
+    parser.add_argument("--store", metavar="DIR", help="where results are kept (runs/NAME)")
+
+
+def add_run(verbs: Any) -> None:
+    """`depthup run`."""
+    parser = add_verb(verbs, "run", _run, "make every stage of a recipe that is not made yet", """
+examples:
+  depthup run recipes/quickstart
+  depthup run recipes/quickstart --store /data/runs/quickstart --device cuda
+Stopped with Ctrl-C, it goes on where it was when run again.
+""")  # fmt: skip
+    _add_recipe_options(parser)
+    parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1")
+    parser.add_argument("--dry-run", action="store_true", help="the same as `depthup status`")
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.dry_run:
+        _status(options)
+        return
+    from .pipeline import outcome, run
+
+    recipe, store = _open(options)
+    print(outcome(run(recipe, store, device=options.device, progress=sys.stderr.isatty())))
+
+
+def add_status(verbs: Any) -> None:
+    """`depthup status`."""
+    parser = add_verb(verbs, "status", _status, "tell what a run would do, and why", """
+examples:
+  depthup status recipes/quickstart
+states: cached (nothing to do), partial (a stopped run goes on), stale (made with other settings), missing
+""")  # fmt: skip
+    _add_recipe_options(parser)
+
+
+def _status(options: argparse.Namespace) -> None:
+    from .files import partial_path
+    from .pipeline import survey
+
+    recipe, store = _open(options)
+    nodes = survey(recipe, store)
+    for name, node in nodes.items():
+        note = f"  {node.reason}" if node.reason else f"  {node.folder}" if node.state == "cached" else ""
+        print(f"{name:<16}{node.stage.kind:<10}{node.state:<8}{note}")
+    known = {partial_path(node.folder) for node in nodes.values()}
+    for folder in store.leftovers():
+        if folder not in known:
+            print(f"left over by a stopped run of other settings, may be removed: {folder}")
+
+
+def add_report(verbs: Any) -> None:
+    """`depthup report`."""
+    parser = add_verb(verbs, "report", _report, "write the report page of a recipe whose stages are made", """
+examples:
+  depthup report recipes/quickstart
+""")  # fmt: skip
+    _add_recipe_options(parser)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from .errors import RecipeError
+    from .pipeline import outcome, run
+
+    recipe, store = _open(options)
+    pages = [name for name, stage in recipe.stages.items() if stage.kind == "report"]
+    if not pages:
+        raise RecipeError(
+            f"the recipe {recipe.name} has no stage of kind report", next_step="add one as its last stage"
+        )
+    for page in pages:
+        nodes = run(recipe, store, only=page, tell=lambda line: None)
+    print(outcome(nodes))
+
+
+def _open(options: argparse.Namespace) -> tuple[Any, Any]:
+    from .artifacts.store import Store
+    from .recipe import load_recipe
+
+    recipe = load_recipe(options.recipe)
+    return recipe, Store(Path(options.store) if options.store else Path("runs") / recipe.name)
