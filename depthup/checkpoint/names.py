@@ -180,7 +180,7 @@ def _stacks(containers: Mapping[str, int], config: Mapping[str, Any]) -> Iterato
                 and _rank(prefix, other, config, containers) is not None
             )  # fmt: skip
             yield Stack(prefix, depth.value, depth.scope, keys, extra, _role(prefix, depth, containers))
-        elif len(config.get("layers_block_type") or ()) == num_indices:  # Nemotron-H counts its list
+        elif _length(config.get("layers_block_type")) == num_indices:  # Nemotron-H counts its list
             yield Stack(prefix, num_indices, (), ())
         elif (scope := _silent_scope(prefix, config)) is not None:
             key = Depth(scope, "num_hidden_layers", num_indices)
@@ -331,9 +331,13 @@ def _silent_scope(prefix: str, config: Mapping[str, Any]) -> tuple[str, ...] | N
     return None
 
 
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list) else -1
+
+
 def _num_extra(fields: Mapping[str, Any], key: str) -> int:
     value = fields.get("num_nextn_predict_layers")
-    return value if type(value) is int and key in ("num_hidden_layers", "n_layer") else 0
+    return value if type(value) is int and value > 0 and key in ("num_hidden_layers", "n_layer") else 0
 
 
 def _are_stages(layers: Iterable[set[str]]) -> bool:
@@ -361,4 +365,5 @@ def _outermost(name: str) -> tuple[str, int, str] | None:
 
 
 def _is_index(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 7
+    """Whether it is a layer's number as it is written in names: ``7``, not ``007``, which would come back as ``7``."""
+    return text.isascii() and text.isdigit() and len(text) < 7 and (text == "0" or text[0] != "0")
