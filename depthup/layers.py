@@ -301,7 +301,14 @@ class LayerPlan:
 
     def targets_of(self, source: int) -> tuple[int, ...]:
         """The target layers that start from base layer ``source``."""
-        return tuple(target for target, other in enumerate(self.sources) if other == source)
+        return self._targets.get(source, ())
+
+    @cached_property
+    def _targets(self) -> dict[int, tuple[int, ...]]:
+        targets: dict[int, list[int]] = {}
+        for target, source in enumerate(self.sources):
+            targets.setdefault(source, []).append(target)
+        return {source: tuple(found) for source, found in targets.items()}
 
     def reindex(self, per_layer: Iterable[Any]) -> list[Any]:
         """Carry a list with one value for each base layer over to the target layers."""
