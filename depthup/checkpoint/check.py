@@ -53,7 +53,10 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> list[Finding]:
     if weight_map is not None:
         findings += _index_against_shards(folder, weight_map, places)
     tensors = {name: found[0] for name, found in places.items()}
-    findings += _layers_against_config(tensors, config)
+    try:
+        findings += _layers_against_config(tensors, config)
+    except CheckpointError as error:
+        findings.append(_finding(error))
     findings += _head_against_config(tensors, config)
     return findings
 
