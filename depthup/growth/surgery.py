@@ -22,7 +22,7 @@ from ..checkpoint.fields import SPECIAL_ENDS, STORED_FIRST
 from ..checkpoint.names import Stack, find_stack, find_stacks, indexed_prefixes
 from ..checkpoint.reader import Checkpoint, Tensor, open_checkpoint
 from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
-from ..errors import CheckpointError, OutputError, PlanError
+from ..errors import CheckpointError, OutputError, PlanError, shown
 from ..files import publishing, refuse_existing, require_space, write_json
 from ..layers import LayerPlan
 from .inits import Bench, start_layer
@@ -202,6 +202,11 @@ def _sorted_tensors(
     outside: tuple[list[Tensor], list[Tensor]] = ([], [])
     for tensor in base.tensors.values():
         place = stack.split(tensor.name)
+        if place is not None and stack.name(*place) != tensor.name:
+            raise CheckpointError(
+                f"the name of tensor '{shown(tensor.name)}' cannot be told from '{shown(stack.name(*place))}'",
+                next_step="give it another name",
+            )
         if place is None or place[0] >= stack.num_layers:
             outside[any(layers.values())].append(tensor)
         else:
