@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
+from ..errors import CheckpointError
+from .plain_json import unreadable
 from .reader import PICKLE_SUFFIXES
 
 _WEIGHT_SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".index.json")
@@ -16,20 +19,33 @@ _CARRIED_FOLDERS = ("additional_chat_templates",)
 
 
 def carried_files(folder: Path) -> list[Path]:
-    """All files of a checkpoint folder but weights of any format, training state, the config and the model card."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and _goes_along(path))
+    """All files of a checkpoint folder but weights of any format, training state, the config and the model card.
+
+    Links are followed (the cache of the hub is made of them).
+
+    Raises:
+        CheckpointError: One is a broken link, a pipe or a device; or the folder cannot be read.
+    """
+    try:
+        here = [path for path in folder.iterdir() if not path.name.startswith(".") and _goes_along(path)]
+        inner = [folder / name for name in _CARRIED_FOLDERS if os.path.isdir(folder / name)]
+        below = [path for parent in inner for path in parent.iterdir() if not os.path.isdir(path)]
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    files = sorted([*here, *below])
+    for path in files:
+        if not os.path.isfile(path):
+            raise CheckpointError(f"{path} is no regular file", next_step="get this file again, or remove it")
+    return files
 
 
 def carry(folder: Path, target: Path) -> None:
     """Copy :func:`carried_files` into an existing folder."""
     for path in carried_files(folder):
-        if path.is_dir():
-            shutil.copytree(path, target / path.name, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(path, target / path.name)
+        copy = target / path.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def _goes_along(path: Path) -> bool:
-    if path.is_dir():
-        return path.name in _CARRIED_FOLDERS
-    return path.name not in _LEFT_BEHIND and not path.name.endswith(_WEIGHT_SUFFIXES)
+    return not os.path.isdir(path) and path.name not in _LEFT_BEHIND and not path.name.endswith(_WEIGHT_SUFFIXES)
