@@ -286,7 +286,7 @@ def _is_per_layer(key: str, value: list[Any], stack: Stack, lists: Mapping[str, 
 def _write_broken_steps(edit: _Edit) -> None:
     """Write a period that the plan breaks as a list, where the family reads one beside it."""
     scope, step = edit.scope, edit.scope.get("decoder_sparse_step")
-    if scope.get("model_type") not in MLP_ONLY or type(step) is not int or step < 2:
+    if str(scope.get("model_type")) not in MLP_ONLY or type(step) is not int or step < 2:
         return
     if not keeps("decoder_sparse_step", step)(edit.plan):
         dense = {layer for layer in range(edit.stack.num_layers) if (layer + 1) % step}

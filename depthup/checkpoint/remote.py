@@ -44,7 +44,8 @@ def local_folder(name: str | Path, *, download: bool = True, weights: bool = Tru
             )
         )
     except Exception as error:  # the hub library raises many kinds: no network, no such name, no access
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"there is no folder {name}, and the hub model could not be had: {next(iter(str(error).splitlines()), type(error).__name__)}",
+            f"there is no folder {name}, and the hub model could not be had: {reason}",
             next_step="check the name, the network, and whether the model needs `hf auth login`",
         ) from error
