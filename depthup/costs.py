@@ -10,9 +10,9 @@ from typing import Any
 from .checkpoint.names import Stack, depths, find_stack
 from .checkpoint.reader import INDEX_NAME, SINGLE_NAME, open_checkpoint, read_config
 from .checkpoint.remote import local_folder
-from .errors import PlanError, nearest
+from .errors import CheckpointError, PlanError, nearest, shown
 from .files import human_bytes
-from .layers import LayerPlan
+from .layers import LayerPlan, require_depth
 
 _MISTRAL = {"model_type": "mistral", "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -23,6 +23,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
     },
 }  # fmt: skip
+_SIZES = (
+    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
+    "n_embd", "n_head", "n_inner", "n_positions",
+)  # fmt: skip
 _BYTES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
@@ -79,7 +83,8 @@ def base_costs(folder: str | None = None, num_layers: int | None = None, shape: 
         raise PlanError("name the base once", allowed="one of CHECKPOINT, --base-layers N, --shape NAME")
     if num_layers is not None:
         if num_layers < 1:
-            raise PlanError(f"--base-layers {num_layers}", allowed="at least 1")
+            raise PlanError(f"--base-layers {shown(num_layers)}", allowed="at least 1")
+        require_depth(num_layers)
         return BaseCosts(num_layers)
     if shape is not None:
         if shape not in SHAPES:
@@ -99,7 +104,7 @@ def _costs_from_weights(folder: Path) -> BaseCosts:
     for tensor in checkpoint.tensors.values():
         if place := stack.split(tensor.name):
             layers[place[0]] += tensor.num_elements
-    size = checkpoint.num_bytes / checkpoint.num_parameters
+    size = checkpoint.num_bytes / max(checkpoint.num_parameters, 1)
     outside = checkpoint.num_parameters - sum(layers)
     return BaseCosts(stack.num_layers, tuple(layers), outside, size, _kv_bytes(checkpoint.config, stack))
 
@@ -110,24 +115,36 @@ def _kv_bytes(config: Mapping[str, Any], stack: Stack) -> int | None:
         scope = scope[key]
     heads = scope.get("num_attention_heads") or scope.get("n_head")
     hidden = scope.get("hidden_size") or scope.get("n_embd")
-    if not isinstance(heads, int) or not isinstance(hidden, int):
+    if not _is_size(heads) or not _is_size(hidden):
         return None
-    return 2 * 2 * (scope.get("num_key_value_heads") or heads) * (scope.get("head_dim") or hidden // heads)
+    keys, width = scope.get("num_key_value_heads") or heads, scope.get("head_dim") or hidden // heads
+    return 2 * 2 * keys * width if _is_size(keys) and _is_size(width) else None
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value < 1 << 32
 
 
 def costs_from_config(config: Mapping[str, Any]) -> BaseCosts:
     """Costs from a raw config alone, for the families of :data:`FAMILIES`; only the depth is known of others.
 
     Raises:
-        PlanError: The config states no depth.
+        PlanError: The config states no depth, or several.
+        CheckpointError: A size in it is no number that a model can have.
     """
     stated = {depth for _, _, depth in depths(config)}
     if len(stated) != 1:
-        raise PlanError(f"the config states {len(stated)} depths: {sorted(stated)}", allowed="one depth")
+        raise PlanError(f"the config states {len(stated)} depths: {shown(sorted(stated))}", allowed="one depth")
     num_layers = stated.pop()
+    require_depth(num_layers)
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         return BaseCosts(num_layers)
+    for key in _SIZES:
+        if config.get(key) is not None and not _is_size(config[key]):
+            raise CheckpointError(
+                f"the config says {key} = {shown(config[key])}", allowed="a whole number above 0, below 2**32"
+            )
     try:
         layer, outside = family(config)
     except KeyError:  # a config that leaves fields to its class's defaults

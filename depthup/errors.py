@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MAX_LINE = 1000  # characters; a path may be long
+
 
 class DepthupError(Exception):
     """Base of every error that depthup raises on purpose; the command line prints it and exits with 2.
@@ -16,12 +18,14 @@ class DepthupError(Exception):
     """
 
     def __init__(self, problem: str, *, allowed: str | None = None, next_step: str | None = None) -> None:
-        self.problem, self.allowed, self.next_step = problem, allowed, next_step
-        lines = [problem]
-        if allowed:
-            lines.append(f"  allowed: {allowed}")
-        if next_step:
-            lines.append(f"  next: {next_step}")
+        self.problem = readable(problem)
+        self.allowed = readable(allowed) if allowed else None
+        self.next_step = readable(next_step) if next_step else None
+        lines = [self.problem]
+        if self.allowed:
+            lines.append(f"  allowed: {self.allowed}")
+        if self.next_step:
+            lines.append(f"  next: {self.next_step}")
         super().__init__("\n".join(lines))
 
 
@@ -47,6 +51,25 @@ class DataError(DepthupError):
 
 class TrainingError(DepthupError):
     """A training run that cannot start or go on."""
+
+
+def readable(text: str) -> str:
+    """The text as a terminal may show it: what does not print is escaped, the middle of a very long line left out.
+
+    Names and values of a file that nobody vouches for stand in messages; they must not steer the terminal.
+    """
+    lines = ("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in text.split("\n"))
+    return "\n".join(line if len(line) <= _MAX_LINE else f"{line[:600]} ... {line[-200:]}" for line in lines)
+
+
+def shown(value: object, max_chars: int = 80) -> str:
+    """A value from outside as one short line of a message, whatever it is."""
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; lists nested in lists
+        text = f"a {type(value).__name__} too large to show"
+    text = readable(text[: max_chars + 1]).replace("\n", "\\n")
+    return text if len(text) <= max_chars else f"{text[: max_chars - 3]}..."
 
 
 def nearest(word: str, options: Iterable[str]) -> str:

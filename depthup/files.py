@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputError
+from .errors import DepthupError, OutputError
 
 try:
     import fcntl
@@ -39,36 +40,66 @@ def publishing(out: Path, *, keep_partial: bool = False) -> Iterator[Path]:
     """Yield a partial folder that becomes ``out`` when the block ends without an error.
 
     On an error the partial folder is removed, unless ``keep_partial`` (resumable work finds its own files
-    there again). What a killed process left behind is cleared, or kept, by the next one in the same way.
+    there again), and so are the parents of ``out`` that were made for it. What a killed process left behind is
+    cleared, or kept, by the next one in the same way.
 
     Args:
         out: The folder to publish. It must not exist.
         keep_partial: Keep the contents of a partial folder across attempts.
 
     Raises:
-        OutputError: ``out`` exists, its parent cannot be written, or another process is writing it.
+        OutputError: ``out`` exists, it or its parent cannot be written, or another process is writing it; also for
+            an ``OSError`` in the block, such as that of a full disk.
     """
     refuse_existing(out)
     partial = partial_path(out)
+    new_parents = [folder for folder in partial.parents if not os.path.lexists(folder)]
+    try:
+        _make(partial, out)
+        with _locked(partial, out):
+            if not keep_partial:
+                _clear(partial)
+            try:
+                yield partial
+                refuse_existing(out)
+                sync_folder(partial)
+                os.rename(partial, out)
+                sync_folder(out.parent)
+            except BaseException:
+                if not keep_partial:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
+    except BaseException as error:
+        for folder in new_parents:
+            with contextlib.suppress(OSError, ValueError):  # another process may have put something there
+                folder.rmdir()
+        if isinstance(error, OSError):
+            raise _unwritten(out, error) from error
+        raise
+
+
+def _make(partial: Path, out: Path) -> None:
     try:
         partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write in {out.parent}: {error.strerror}", next_step="choose another folder"
-        ) from error
-    with _locked(partial, out):
-        if not keep_partial:
-            _clear(partial)
-        try:
-            yield partial
-            refuse_existing(out)
-            sync_folder(partial)
-            os.rename(partial, out)
-            sync_folder(out.parent)
-        except BaseException:
-            if not keep_partial:
-                shutil.rmtree(partial, ignore_errors=True)
-            raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name, or half a surrogate pair
+        reason = f"{error.strerror} ({error.filename})" if isinstance(error, OSError) else str(error)
+        raise OutputError(f"cannot write in {out.parent}: {reason}", next_step="choose another folder") from error
+    if partial.is_symlink():  # what it leads to would be cleared
+        raise OutputError(f"{partial}, where {out} would be prepared, is a link", next_step="remove it")
+
+
+def _unwritten(out: Path, error: OSError) -> DepthupError:
+    where = f": {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"the disk of {out.parent} is full{where}", next_step="free space and run it again")
+    if error.errno == errno.EFBIG:
+        return OutputError(
+            f"{out} was not written: a file is larger than the disk or `ulimit -f` allows{where}",
+            next_step="choose another disk, raise the limit, or write smaller files (--max-shard-gb)",
+        )
+    return OutputError(
+        f"{out} was not written: {error.strerror or error}{where}", next_step="put that right and run it again"
+    )
 
 
 @contextlib.contextmanager
@@ -78,9 +109,13 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
         return
     busy = OutputError(f"another process is writing {out}", next_step="wait for it to end, or choose another output")
     try:
-        descriptor = os.open(partial, os.O_RDONLY)
+        descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:  # published by the other process a moment ago
         raise busy from None
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.rmdir()  # only if it is empty
+        raise
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,7 +151,7 @@ def sync_folder(folder: Path) -> None:
 
 def require_space(folder: Path, num_bytes: int) -> None:
     """Raise :class:`OutputError` unless the disk of ``folder``, or of its nearest parent, has ``num_bytes`` free."""
-    while not folder.exists():
+    while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
@@ -128,17 +163,27 @@ def require_space(folder: Path, num_bytes: int) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all (temporary file, fsync, rename)."""
+    content = text.encode()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as indented JSON with a final newline, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, as in the name of a file that is no UTF-8: written as an escape
+        text = json.dumps(value, indent=2)
+    write_text(path, text + "\n")
 
 
 def sha256_of(path: Path) -> str:

@@ -16,8 +16,9 @@ from functools import cached_property
 from math import isfinite
 from typing import Any
 
-from .errors import PlanError, nearest
+from .errors import PlanError, nearest, shown
 
+MAX_LAYERS = 100_000  # far above any model: a wrong number must not fill the memory
 # How a target layer may start, and what the numbers in brackets mean. growth/inits.py computes each of them.
 INITS = {
     "copy": "the bytes of the base layer",
@@ -34,7 +35,6 @@ _PART = re.compile(
     r"(?P<first>[0-9]{1,9})\s*(?:-\s*(?P<last>[0-9]{1,9})\s*)?"
     r"(?::\s*(?P<kind>[a-z-]{1,20})\s*(?:\((?P<numbers>[^()]{0,80})\))?)?"
 )
-_COMMA = re.compile(r",(?![^()]*\))")  # not inside brackets
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,22 @@ class Init:
             )
 
     def __str__(self) -> str:
-        return self.kind + (f"({','.join(f'{number:.12g}' for number in self.numbers)})" if self.numbers else "")
+        return self.kind + (f"({','.join(map(_shortest, self.numbers))})" if self.numbers else "")
+
+
+def _shortest(number: float) -> str:
+    """The shortest text that reads back as the same number."""
+    short = f"{number:.12g}"
+    return short if float(short) == number else repr(number)
 
 
 COPY = Init()
+
+
+def require_depth(num_layers: int) -> None:
+    """Raise :class:`PlanError` unless ``num_layers`` is a depth that a model can have."""
+    if type(num_layers) is not int or not 1 <= num_layers <= MAX_LAYERS:
+        raise PlanError(f"a depth of {shown(num_layers)} layers", allowed=f"a whole number from 1 to {MAX_LAYERS:,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +125,10 @@ class LayerPlan:
     inits: tuple[Init, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.num_base_layers < 1:
-            raise PlanError(f"a base of {self.num_base_layers} layers", allowed="at least 1 layer")
+        require_depth(self.num_base_layers)
         if not self.sources:
             raise PlanError("the plan is empty", allowed="at least one layer, as in 0-23,8-31")
+        require_depth(len(self.sources))
         wrong = [source for source in self.sources if not 0 <= source < self.num_base_layers]
         if wrong:
             raise PlanError(
@@ -139,13 +151,14 @@ class LayerPlan:
         Raises:
             PlanError: m is negative, or so large that depth would not grow.
         """
+        require_depth(num_base_layers)
         n, m = num_base_layers, num_removed
-        if n < 1 or not 0 <= m < n / 2:
+        if not 0 <= 2 * m < n:
             raise PlanError(
-                f"removing m = {m} layers from each copy of a base of n = {n} layers gives {2 * (n - m)} layers,"
-                " so depth would not grow"
+                f"removing m = {shown(m)} layers from each copy of a base of n = {n} layers gives"
+                f" {shown(2 * (n - m))} layers, so depth would not grow"
                 if m > 0
-                else f"cannot remove {m} layers from a base of {n} layers",
+                else f"cannot remove {shown(m)} layers from a base of {n} layers",
                 allowed=f"0 <= m < n/2, here 0 to {max((n - 1) // 2, 0)}",
                 next_step="n/4 is the published choice (SOLAR: 8 of 32)",
             )
@@ -158,11 +171,12 @@ class LayerPlan:
         Raises:
             PlanError: s is odd, not above n, or above 2 n.
         """
+        require_depth(num_base_layers)
         n, s = num_base_layers, num_target_layers
         if s % 2 or not n < s <= 2 * n:
             low = n + 2 - n % 2
             raise PlanError(
-                f"a base of {n} layers cannot be up-scaled to {s} layers",
+                f"a base of {n} layers cannot be up-scaled to {shown(s)} layers",
                 allowed=f"an even number from {low} to {2 * n}, since s = 2 (n - m)",
                 next_step="name the layers yourself for any other depth, as in --layers 0-23,8-31",
             )
@@ -177,22 +191,24 @@ class LayerPlan:
         Raises:
             PlanError: A part is not of that form, or names a layer or an init that is not there.
         """
+        require_depth(num_base_layers)
         sources: list[int] = []
         inits: list[Init] = []
-        for part in _COMMA.split(text):
+        for part in _parts(text):
             match = _PART.fullmatch(part.strip())
             first, last = (int(match["first"]), int(match["last"] or match["first"])) if match else (1, 0)
             if match is None or first > last:
                 raise PlanError(
-                    f"'{part.strip()[:80]}' in '{text[:80]}' is no layer and no run of layers",
+                    f"'{shown(part.strip())}' in '{shown(text)}' is no layer and no run of layers",
                     allowed="numbers and rising runs with commas between, first layer 0, as in 0-23,8-31, each with an"
                     " init if it is no plain copy, as in 9:identity",
                 )
             if last >= num_base_layers:
                 raise PlanError(
-                    f"'{part.strip()[:80]}' names base layer {last}, but the base has {num_base_layers} layers",
+                    f"'{shown(part.strip())}' names base layer {last}, but the base has {num_base_layers} layers",
                     allowed=f"0 to {num_base_layers - 1} (the first layer is 0)",
                 )
+            require_depth(len(sources) + last + 1 - first)
             sources.extend(range(first, last + 1))
             inits.extend([Init(match["kind"] or "copy", _numbers(match["numbers"]))] * (last + 1 - first))
         return cls(num_base_layers, tuple(sources), tuple(inits))
@@ -208,7 +224,7 @@ class LayerPlan:
             case {"num_base_layers": int(n), "layers": str(text), **rest} if not rest:
                 return cls.parse(text, n)
         raise PlanError(
-            f"this is no layer plan: {str(value)[:80]}", allowed='{"num_base_layers": 32, "layers": "0-23,8-31"}'
+            f"this is no layer plan: {shown(value)}", allowed='{"num_base_layers": 32, "layers": "0-23,8-31"}'
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -285,7 +301,14 @@ class LayerPlan:
 
     def targets_of(self, source: int) -> tuple[int, ...]:
         """The target layers that start from base layer ``source``."""
-        return tuple(target for target, other in enumerate(self.sources) if other == source)
+        return self._targets.get(source, ())
+
+    @cached_property
+    def _targets(self) -> dict[int, tuple[int, ...]]:
+        targets: dict[int, list[int]] = {}
+        for target, source in enumerate(self.sources):
+            targets.setdefault(source, []).append(target)
+        return {source: tuple(found) for source, found in targets.items()}
 
     def reindex(self, per_layer: Iterable[Any]) -> list[Any]:
         """Carry a list with one value for each base layer over to the target layers."""
@@ -325,6 +348,18 @@ class LayerPlan:
             f" more than once, {len(self.unused)} not at all"
         )
         return "\n".join(lines)
+
+
+def _parts(text: str) -> list[str]:
+    """The text cut at the commas that do not stand inside brackets."""
+    parts, start, inside = [], 0, False
+    for mark in re.finditer(r"[,()]", text):
+        if mark[0] != ",":
+            inside = mark[0] == "("
+        elif not inside:
+            parts.append(text[start : mark.start()])
+            start = mark.end()
+    return [*parts, text[start:]]
 
 
 def _numbers(text: str | None) -> tuple[float, ...]:

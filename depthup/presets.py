@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from .errors import PlanError, nearest
-from .layers import LayerPlan
+from .layers import LayerPlan, require_depth
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def preset_plan(name: str, num_base_layers: int) -> LayerPlan:
     """
     if name not in PRESETS:
         raise PlanError(f"no preset is called '{name}'{nearest(name, PRESETS)}", allowed=", ".join(PRESETS))
+    require_depth(num_base_layers)
     return PRESETS[name].build(num_base_layers)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
+from ..errors import CheckpointError
 from .copy import sync_file
+from .plain_json import unreadable
 from .reader import PICKLE_SUFFIXES
 
 _WEIGHT_SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".index.json")
@@ -17,32 +20,40 @@ _CARRIED_FOLDERS = ("additional_chat_templates",)
 
 
 def carried_files(folder: Path) -> list[Path]:
-    """All files of a checkpoint folder but weights of any format, training state, the config and the model card."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and _goes_along(path))
+    """All files of a checkpoint folder but weights of any format, training state, the config and the model card.
+
+    Links are followed (the cache of the hub is made of them).
+
+    Raises:
+        CheckpointError: One is a broken link, a pipe or a device; or the folder cannot be read.
+    """
+    try:
+        here = [path for path in folder.iterdir() if not path.name.startswith(".") and _goes_along(path)]
+        inner = [folder / name for name in _CARRIED_FOLDERS if os.path.isdir(folder / name)]
+        below = [path for parent in inner for path in parent.iterdir() if not os.path.isdir(path)]
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    files = sorted([*here, *below])
+    for path in files:
+        if not os.path.isfile(path):
+            raise CheckpointError(f"{path} is no regular file", next_step="get this file again, or remove it")
+    return files
 
 
 def carry(folder: Path, target: Path) -> list[str]:
     """Copy :func:`carried_files` into an existing folder, and sync them; returns their names, files in folders too."""
     for path in carried_files(folder):
-        if path.is_dir():
-            shutil.copytree(path, target / path.name, copy_function=_copy, dirs_exist_ok=True)
-        else:
-            _copy(path, target / path.name)
+        copy = target / path.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
+        sync_file(copy)
     return files_in(folder)
 
 
 def files_in(folder: Path) -> list[str]:
     """The names of all files that :func:`carry` copies, with ``/`` in those that stand in a folder."""
-    found = (path.rglob("*") if path.is_dir() else [path] for path in carried_files(folder))
-    return sorted(path.relative_to(folder).as_posix() for paths in found for path in paths if path.is_file())
-
-
-def _copy(source: str | Path, target: str | Path) -> None:
-    shutil.copyfile(source, target)
-    sync_file(Path(target))
+    return sorted(path.relative_to(folder).as_posix() for path in carried_files(folder))
 
 
 def _goes_along(path: Path) -> bool:
-    if path.is_dir():
-        return path.name in _CARRIED_FOLDERS
-    return path.name not in _LEFT_BEHIND and not path.name.endswith(_WEIGHT_SUFFIXES)
+    return not os.path.isdir(path) and path.name not in _LEFT_BEHIND and not path.name.endswith(_WEIGHT_SUFFIXES)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, readable
 from .config import layer_kinds
 from .fields import ENCODER_LISTS, INDEX_LISTS, LAYER_LISTS, SPECIAL_ENDS, STORED_FIRST
 from .names import Stack, depths, depths_apart, find_stacks, indexed_prefixes
@@ -24,7 +24,7 @@ class Finding:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.problem}; {self.remedy}"
+        return readable(f"{self.problem}; {self.remedy}".replace("\n", "\\n"))
 
 
 def check_checkpoint(folder: str | os.PathLike[str]) -> list[Finding]:
@@ -53,7 +53,10 @@ def check_checkpoint(folder: str | os.PathLike[str]) -> list[Finding]:
     if weight_map is not None:
         findings += _index_against_shards(folder, weight_map, places)
     tensors = {name: found[0] for name, found in places.items()}
-    findings += _layers_against_config(tensors, config)
+    try:
+        findings += _layers_against_config(tensors, config)
+    except CheckpointError as error:
+        findings.append(_finding(error))
     findings += _head_against_config(tensors, config)
     return findings
 
@@ -147,15 +150,15 @@ def _lists_against_depth(config: Mapping[str, Any], stack: Stack) -> Iterator[Fi
             yield Finding(f"config.json lists {len(value)} {key} for {n} layers",
                           "give it one value for each layer; `depthup upscale` re-indexes it by its plan")  # fmt: skip
         if key in INDEX_LISTS and isinstance(value, list) and any(type(i) is int and i >= n for i in value):
-            yield Finding(f"config.json names layer {max(value)} in {key}, the last layer is {n - 1}",
+            beyond = max(i for i in value if type(i) is int)
+            yield Finding(f"config.json names layer {beyond} in {key}, the last layer is {n - 1}",
                           "re-index the list by the plan that made the checkpoint")  # fmt: skip
 
 
 def _head_against_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Iterator[Finding]:
     known = ("lm_head.", "embed_out.", "output.", "head.")
     heads = [name for name in tensors if name.startswith(known) or ".lm_head." in name]
-    architectures = config.get("architectures") or [""]
-    if "ForCausalLM" in str(architectures[0]) and config.get("tie_word_embeddings") is False and not heads:
+    if "ForCausalLM" in str(config.get("architectures")) and config.get("tie_word_embeddings") is False and not heads:
         yield Finding("tie_word_embeddings is false and there is no head (lm_head.weight)",
                       "the head would be random after loading: set it to true if the base was tied")  # fmt: skip
 

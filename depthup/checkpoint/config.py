@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from ..errors import CheckpointError, PlanError, nearest
+from ..errors import CheckpointError, PlanError, nearest, shown
 from ..layers import LayerPlan
 from .fields import (
     ENCODER_LISTS,
@@ -79,7 +79,8 @@ def grow_config(
         elif not isinstance(value, list):
             continue
         elif key in INDEX_LISTS:
-            edit.put(key, [target for target, source in enumerate(plan.sources) if source in value])
+            special = _indices(value)
+            edit.put(key, [target for target, source in enumerate(plan.sources) if source in special])
         elif key in TAPS:
             edit.put(key, [_tapped(index, TAPS[key], plan, key) for index in value])
         elif key in SELF_LISTS and value == list(range(stack.num_layers)):
@@ -125,7 +126,8 @@ def layer_kinds(config: Mapping[str, Any], stack: Stack) -> list[tuple[str, ...]
         if isinstance(value, list) and key in LAYER_LISTS and len(value) == stack.num_layers:
             facts.append(value)
         elif isinstance(value, list) and key in INDEX_LISTS:
-            facts.append([layer in value for layer in layers])
+            special = _indices(value)
+            facts.append([layer in special for layer in layers])
         elif isinstance(value, dict) and key in LAYER_TABLES:
             by_layer = _by_layer(value)
             facts.append([by_layer.get(layer) for layer in layers])
@@ -178,7 +180,7 @@ def _write_implied(scope: dict[str, Any], num_layers: int) -> dict[str, list[Any
         if not scope.get(key):
             written[key] = [kind(scope, layer, num_layers) for layer in range(num_layers)]
     if isinstance(cycle := scope.get("block_types"), list) and 0 < len(cycle) < num_layers:
-        written["block_types"] = (cycle * num_layers)[:num_layers]  # RecurrentGemma repeats it
+        written["block_types"] = [cycle[layer % len(cycle)] for layer in range(num_layers)]  # RecurrentGemma repeats it
     scope.update(written)
     unsaid = [key for key in UNSTATED.get(family, ()) if not scope.get(key)]
     if unsaid:
@@ -211,6 +213,10 @@ def _table(value: Mapping[str, Any], plan: LayerPlan) -> dict[str, Any]:
         for target, source in enumerate(plan.sources)
         if source in by_layer
     }
+
+
+def _indices(value: Any) -> frozenset[int]:
+    return frozenset(index for index in value if type(index) is int) if isinstance(value, list) else frozenset()
 
 
 def _by_layer(value: Mapping[str, Any]) -> dict[int, Any]:
@@ -280,11 +286,11 @@ def _is_per_layer(key: str, value: list[Any], stack: Stack, lists: Mapping[str, 
 def _write_broken_steps(edit: _Edit) -> None:
     """Write a period that the plan breaks as a list, where the family reads one beside it."""
     scope, step = edit.scope, edit.scope.get("decoder_sparse_step")
-    if scope.get("model_type") not in MLP_ONLY or type(step) is not int or step < 2:
+    if str(scope.get("model_type")) not in MLP_ONLY or type(step) is not int or step < 2:
         return
     if not keeps("decoder_sparse_step", step)(edit.plan):
         dense = {layer for layer in range(edit.stack.num_layers) if (layer + 1) % step}
-        scope["mlp_only_layers"] = sorted(dense | set(scope.get("mlp_only_layers") or ()))
+        scope["mlp_only_layers"] = sorted(dense | _indices(scope.get("mlp_only_layers")))
         edit.put("decoder_sparse_step", 1)
 
 
@@ -373,7 +379,7 @@ def _carry_names(value: Any, stack: Stack, plan: LayerPlan) -> Any:
 
 
 def _names(name: str, stack: Stack, plan: LayerPlan) -> list[str]:
-    match = re.search(rf"(?:^|\.){re.escape(stack.prefix.rpartition('.')[2])}\.(\d+)(?=\.|$)", name)
+    match = re.search(rf"(?:^|\.){re.escape(stack.prefix.rpartition('.')[2])}\.(0|[1-9][0-9]{{0,5}})(?=\.|$)", name)
     if match is None:
         return [name]
     return [name[: match.start(1)] + str(target) + name[match.end(1) :] for target in plan.targets_of(int(match[1]))]
@@ -383,5 +389,5 @@ def _short(value: Any) -> str:
     return (
         f"{'list' if isinstance(value, list) else 'table'} of {len(value)}"
         if isinstance(value, list | dict)
-        else str(value)
+        else shown(value)
     )

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from ..errors import CheckpointError, shown
+
 # One value for each layer.
 LAYER_LISTS = frozenset({
     "layer_types", "mlp_layer_types", "layers_block_type", "attention_layers", "attn_layers", "no_rope_layers",
@@ -86,11 +88,25 @@ Kinds: TypeAlias = Callable[[Mapping[str, Any], int, int], Any]  # (config, laye
 _SLIDING, _FULL, _LINEAR, _INDEXED = "sliding_attention", "full_attention", "linear_attention", "indexed_attention"
 
 
+def _number(config: Mapping[str, Any], key: str, default: int, least: int) -> int:
+    """A whole number of a config, the class's default where it is not said."""
+    value = config.get(key)
+    if value is None:
+        return default
+    if type(value) is not int or value < least:
+        raise CheckpointError(
+            f"config.json says {key} = {shown(value)}, and the kinds of layers of this model hang on it",
+            allowed=f"a whole number, at least {least}",
+            next_step="correct it, or get config.json again",
+        )
+    return value
+
+
 def _every(period: int | str, special: str, other: str, offset: int = 1, default: int = 4) -> Kinds:
     """Layers whose ``(index + offset)`` is a multiple of the period, a number or a key of the config, are special."""
 
     def kind(config: Mapping[str, Any], layer: int, num_layers: int) -> str:
-        step = config.get(period, default) if isinstance(period, str) else period
+        step = _number(config, period, default, 1) if isinstance(period, str) else period
         return special if not (layer + offset) % step else other
 
     return kind
@@ -102,16 +118,16 @@ def _all(value: str) -> Kinds:
 
 def _from(threshold: str, default: int) -> Kinds:
     """``dense`` below a threshold of the config, ``sparse`` from there on."""
-    return lambda config, layer, num_layers: "dense" if layer < config.get(threshold, default) else "sparse"
+    return lambda config, layer, num_layers: "dense" if layer < _number(config, threshold, default, 0) else "sparse"
 
 
 def _window(config: Mapping[str, Any], layer: int, num_layers: int) -> str:
     slides = config.get("use_sliding_window") and config.get("sliding_window") is not None
-    return _SLIDING if slides and layer >= config.get("max_window_layers", 28) else _FULL
+    return _SLIDING if slides and layer >= _number(config, "max_window_layers", 28, 0) else _FULL
 
 
 def _smollm3(config: Mapping[str, Any], layer: int, num_layers: int) -> int:
-    return int((layer + 1) % config.get("no_rope_layer_interval", 4) != 0)
+    return int((layer + 1) % _number(config, "no_rope_layer_interval", 4, 1) != 0)
 
 
 def _gemma3n(config: Mapping[str, Any], layer: int, num_layers: int) -> float:

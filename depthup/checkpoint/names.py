@@ -44,6 +44,7 @@ _SENSES = {
 }
 _TEXT = re.compile(r"text|language|llm")
 ROLES = ("text", "vision", "audio", "encoder", "decoder", "qformer", "connector")
+_MAX_PAIRS = 300_000  # lists of modules in the weights times fields of the config: a small file must not take minutes
 _MIN_TENSORS = 4  # what has fewer beside a stack that has more is some other list of modules: a head, a prompt
 
 
@@ -162,13 +163,20 @@ def find_stacks(names: Iterable[str], config: Mapping[str, Any]) -> Iterator[Sta
 
 def _stacks(containers: Mapping[str, int], config: Mapping[str, Any]) -> Iterator[Stack]:
     stated = [depth for depth in depths(config) if not isinstance(_at(config, depth.scope).get("depths"), list)]
+    if len(containers) * (len(stated) + len(config)) > _MAX_PAIRS:
+        raise CheckpointError(
+            f"the weights hold {len(containers)} lists of modules, the config {len(config)} fields and"
+            f" {len(stated)} depths: too many to find the layers among them",
+            next_step="check that this is the config of a language model",
+        )
+    whole = _whole(containers, config)
     for prefix, num_indices in containers.items():
         best: tuple[int, int, Depth, int] | None = None
         for depth in stated:
             extra = num_indices - depth.value
             if extra and extra != _num_extra(_at(config, depth.scope), depth.key):
                 continue
-            rank = _rank(prefix, depth, config, containers)
+            rank = _rank(prefix, depth, config, whole)
             if rank is not None and (best is None or (rank, len(depth.scope)) > best[:2]):
                 best = (rank, len(depth.scope), depth, extra)
         if best is not None:
@@ -177,14 +185,14 @@ def _stacks(containers: Mapping[str, int], config: Mapping[str, Any]) -> Iterato
                 other.key for other in stated
                 if (other.scope, other.value) == (depth.scope, depth.value)
                 and (other.key not in ("depth", "num_blocks") or "num_hidden_layers" not in _at(config, depth.scope))
-                and _rank(prefix, other, config, containers) is not None
+                and _rank(prefix, other, config, whole) is not None
             )  # fmt: skip
-            yield Stack(prefix, depth.value, depth.scope, keys, extra, _role(prefix, depth, containers))
-        elif len(config.get("layers_block_type") or ()) == num_indices:  # Nemotron-H counts its list
+            yield Stack(prefix, depth.value, depth.scope, keys, extra, _role(prefix, depth, whole))
+        elif _length(config.get("layers_block_type")) == num_indices:  # Nemotron-H counts its list
             yield Stack(prefix, num_indices, (), ())
         elif (scope := _silent_scope(prefix, config)) is not None:
             key = Depth(scope, "num_hidden_layers", num_indices)
-            yield Stack(prefix, num_indices, scope, (key.key,), 0, _role(prefix, key, containers))
+            yield Stack(prefix, num_indices, scope, (key.key,), 0, _role(prefix, key, whole))
 
 
 def depths_apart(
@@ -262,7 +270,29 @@ def _is_part(key: str, value: Any) -> bool:
     return key.endswith("_config") or key in ("encoder", "decoder") or isinstance(value.get("model_type"), str)
 
 
-def _rank(prefix: str, depth: Depth, config: Mapping[str, Any], containers: Mapping[str, int]) -> int | None:
+class _Whole(NamedTuple):
+    """What holds whichever prefix is looked at.
+
+    Attributes:
+        seen: The senses that some prefix of the weights is of.
+        said: The senses that some part of the config speaks of.
+        sides: ``encoder`` and ``decoder``, where some prefix is of it.
+    """
+
+    seen: frozenset[str]
+    said: frozenset[str]
+    sides: frozenset[str]
+
+
+def _whole(containers: Iterable[str], config: Mapping[str, Any]) -> _Whole:
+    return _Whole(
+        frozenset(sense for sense, words in _SENSES.items() if any(map(words.search, containers))),
+        frozenset(sense for sense in _SENSES if _speaks_of(config, sense)),
+        frozenset(map(_side, containers)),
+    )
+
+
+def _rank(prefix: str, depth: Depth, config: Mapping[str, Any], whole: _Whole) -> int | None:
     """How well a number in the config fits as the depth of a prefix; None if it cannot speak of it."""
     scope = ".".join(depth.scope)
     if depth.key in PART_DEPTH_KEYS:
@@ -272,9 +302,9 @@ def _rank(prefix: str, depth: Depth, config: Mapping[str, Any], containers: Mapp
         here, there = bool(words.search(prefix)), bool(words.search(scope))
         if here and there:
             rank += 4
-        elif there and any(words.search(other) for other in containers):
+        elif there and sense in whole.seen:
             return None  # it speaks of another part
-        elif here and _speaks_of(config, sense):
+        elif here and sense in whole.said:
             return None  # another part of the config speaks of it
     rank += 2 * bool(_TEXT.search(prefix) and _TEXT.search(scope))
     side = _side(prefix)
@@ -304,14 +334,14 @@ def _side(text: str) -> str:
     return match[0] if match else ""
 
 
-def _role(prefix: str, depth: Depth, containers: Mapping[str, int]) -> str:
+def _role(prefix: str, depth: Depth, whole: _Whole) -> str:
     scope = ".".join(depth.scope)
     for sense, words in _SENSES.items():
         if words.search(prefix) or words.search(scope):
             return sense
     side = _side(prefix)
     other = {"encoder": "decoder", "decoder": "encoder"}.get(side)
-    return side if any(_side(name) == other for name in containers) else "text"
+    return side if other in whole.sides else "text"
 
 
 def _speaks_of(config: Mapping[str, Any], sense: str) -> bool:
@@ -331,9 +361,13 @@ def _silent_scope(prefix: str, config: Mapping[str, Any]) -> tuple[str, ...] | N
     return None
 
 
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list) else -1
+
+
 def _num_extra(fields: Mapping[str, Any], key: str) -> int:
     value = fields.get("num_nextn_predict_layers")
-    return value if type(value) is int and key in ("num_hidden_layers", "n_layer") else 0
+    return value if type(value) is int and value > 0 and key in ("num_hidden_layers", "n_layer") else 0
 
 
 def _are_stages(layers: Iterable[set[str]]) -> bool:
@@ -361,4 +395,5 @@ def _outermost(name: str) -> tuple[str, int, str] | None:
 
 
 def _is_index(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 7
+    """Whether it is a layer's number as it is written in names: ``7``, not ``007``, which would come back as ``7``."""
+    return text.isascii() and text.isdigit() and len(text) < 7 and (text == "0" or text[0] != "0")

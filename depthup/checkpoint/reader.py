@@ -5,7 +5,6 @@ The format: https://huggingface.co/docs/safetensors (8 bytes of header length, a
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
+from .plain_json import MAX_JSON_BYTES, open_regular, parse_object, read_exactly, read_object, unreadable
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 DTYPE_BITS = {
@@ -86,12 +85,12 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         for name, tensor in found.items():
             if name in tensors:
                 raise CheckpointError(
-                    f"tensor '{name}' stands in both {tensors[name].shard} and {shard} of {folder}",
+                    f"tensor '{shown(name)}' stands in both {tensors[name].shard} and {shard} of {folder}",
                     next_step="get the checkpoint again; left-over shards of an older save are a common cause",
                 )
             if weight_map is not None and weight_map.get(name) != shard:
                 raise CheckpointError(
-                    f"tensor '{name}' stands in {shard}, but {INDEX_NAME} of {folder} says"
+                    f"tensor '{shown(name)}' stands in {shard}, but {INDEX_NAME} of {folder} says"
                     f" {weight_map.get(name, 'nothing of it')}",
                     next_step="get the index and the shards again, from one revision",
                 )
@@ -99,7 +98,7 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     if weight_map is not None and (absent := weight_map.keys() - tensors.keys()):
         name = min(absent)
         raise CheckpointError(
-            f"{INDEX_NAME} of {folder} names tensor '{name}', but {weight_map[name]} does not hold it"
+            f"{INDEX_NAME} of {folder} names tensor '{shown(name)}', but {weight_map[name]} does not hold it"
             f" ({len(absent)} such tensors)",
             next_step="get the index and the shards again, from one revision",
         )
@@ -112,13 +111,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: No such folder or file, or it is no JSON object.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise CheckpointError(
             f"there is no folder {folder}",
             allowed="a folder with config.json and safetensors files",
             next_step="a GGUF file becomes such a folder with `depthup import FILE FOLDER`",
         )
-    return _read_json_object(folder / "config.json")
+    return read_object(folder / "config.json")
 
 
 def list_shards(folder: Path) -> tuple[list[str], dict[str, str] | None]:
@@ -127,47 +126,53 @@ def list_shards(folder: Path) -> tuple[list[str], dict[str, str] | None]:
     Raises:
         CheckpointError: No safetensors weights, a missing shard, or an index that is malformed or leaves the folder.
     """
-    if (folder / INDEX_NAME).is_file():
-        weight_map = _read_json_object(folder / INDEX_NAME).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise CheckpointError(
-                f"{folder / INDEX_NAME} has no 'weight_map' from tensor names to files",
-                next_step="get the index again",
-            )
-        for file in set(weight_map.values()):
-            if os.path.basename(file) != file or file in ("", ".", "..") or "\\" in file or "\0" in file:
-                raise CheckpointError(
-                    f"{folder / INDEX_NAME} names the file '{file}', which is not in its folder",
-                    allowed="plain file names",
-                    next_step="do not trust this checkpoint; get it from its author again",
-                )
-        shards = sorted(set(weight_map.values()))
-        if missing := [shard for shard in shards if not os.path.isfile(folder / shard)]:
-            raise CheckpointError(
-                f"{len(missing)} of {len(shards)} shards are missing in {folder}, the first is {missing[0]}",
-                next_step="download the missing files; nothing was written",
-            )
-        if SINGLE_NAME not in shards and (folder / SINGLE_NAME).is_file():
-            raise CheckpointError(
-                f"{folder} holds {SINGLE_NAME} beside {INDEX_NAME} and its {len(shards)} shards; transformers would"
-                " load the former, and one of them is left over from another save",
-                next_step="remove the one that is older",
-            )
-        return shards, weight_map
-    if (folder / SINGLE_NAME).is_file():
+    if os.path.lexists(folder / INDEX_NAME):
+        return _indexed_shards(folder)
+    if os.path.isfile(folder / SINGLE_NAME):
         return [SINGLE_NAME], None
-    files = sorted(path.name for path in folder.iterdir())
+    try:
+        files = sorted(os.listdir(folder))
+    except OSError as error:
+        raise unreadable(folder, error) from error
     if pickles := [name for name in files if name.endswith(PICKLE_SUFFIXES)]:
         raise CheckpointError(
-            f"{folder} holds pickle weights ({pickles[0]}), which can run code when they are read",
+            f"{folder} holds pickle weights ({shown(pickles[0])}), which can run code when they are read",
             allowed="safetensors",
             next_step=f"convert them with `depthup import {folder} NEW_FOLDER` (no code is run)",
         )
-    loose = [name for name in files if name.endswith(".safetensors")]
+    loose = [shown(name) for name in files if name.endswith(".safetensors")]
     raise CheckpointError(
         f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}" + (f", only {', '.join(loose[:3])}" if loose else ""),
         next_step="download the index of the shards" if loose else "name a folder with safetensors weights",
     )
+
+
+def _indexed_shards(folder: Path) -> tuple[list[str], dict[str, str]]:
+    weight_map = read_object(folder / INDEX_NAME).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(
+            f"{folder / INDEX_NAME} has no 'weight_map' from tensor names to files", next_step="get the index again"
+        )
+    shards = sorted(set(weight_map.values()))
+    for file in shards:
+        if os.path.basename(file) != file or file in ("", ".", "..") or "\\" in file or "\0" in file:
+            raise CheckpointError(
+                f"{folder / INDEX_NAME} names the file '{shown(file)}', which is not in its folder",
+                allowed="plain file names",
+                next_step="do not trust this checkpoint; get it from its author again",
+            )
+    if missing := [shard for shard in shards if not os.path.isfile(folder / shard)]:
+        raise CheckpointError(
+            f"{len(missing)} of {len(shards)} shards are missing in {folder}, the first is {shown(missing[0])}",
+            next_step="download the missing files; nothing was written",
+        )
+    if SINGLE_NAME not in shards and os.path.isfile(folder / SINGLE_NAME):
+        raise CheckpointError(
+            f"{folder} holds {SINGLE_NAME} beside {INDEX_NAME} and its {len(shards)} shards; transformers would"
+            " load the former, and one of them is left over from another save",
+            next_step="remove the one that is older",
+        )
+    return shards, weight_map
 
 
 def read_header(folder: Path, shard: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -178,22 +183,20 @@ def read_header(folder: Path, shard: str) -> tuple[dict[str, Tensor], dict[str, 
             gap or overlap, and agree with type and shape.
     """
     path = folder / shard
-    try:
-        with open(path, "rb") as file:
+    with open_regular(path) as file:
+        try:
             size = os.fstat(file.fileno()).st_size
-            start = file.read(8)
+            start = read_exactly(file, 8)
             num_header_bytes = int.from_bytes(start, "little")
-            if len(start) < 8 or num_header_bytes > min(MAX_HEADER_BYTES, size - 8):
+            if len(start) < 8 or num_header_bytes > min(MAX_JSON_BYTES, size - 8):
                 raise _corrupt(path, f"its header should have {num_header_bytes} bytes, the file has {size}")
-            text = file.read(num_header_bytes)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+            text = read_exactly(file, num_header_bytes)
+        except OSError as error:
+            raise unreadable(path, error) from error
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise _corrupt(path, f"its header is no JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise _corrupt(path, "its header is no JSON object")
+        header = parse_object(text, strict=True)
+    except ValueError as error:
+        raise _corrupt(path, f"its header is no JSON object ({error})") from error
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _corrupt(path, "its __metadata__ is no map from text to text")
@@ -204,7 +207,7 @@ def read_header(folder: Path, shard: str) -> tuple[dict[str, Tensor], dict[str, 
     position = data_start
     for tensor in tensors:
         if tensor.begin != position:
-            raise _corrupt(path, f"'{tensor.name}' begins at byte {tensor.begin}, expected {position}")
+            raise _corrupt(path, f"'{shown(tensor.name)}' begins at byte {tensor.begin}, expected {position}")
         position = tensor.end
     if position != size:
         what = "truncated" if position > size else "longer than its header says"
@@ -217,42 +220,16 @@ def _tensor(path: Path, shard: str, name: str, entry: Any, data_start: int) -> T
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
             pass
         case _:
-            raise _corrupt(path, f"the entry of '{name}' is not dtype, shape, data_offsets")
+            raise _corrupt(path, f"the entry of '{shown(name)}' is not dtype, shape, data_offsets")
     if dtype not in DTYPE_BITS:
-        raise _corrupt(path, f"'{name}' has the unknown type '{dtype}'")
+        raise _corrupt(path, f"'{shown(name)}' has the unknown type '{shown(dtype)}'")
     if not all(type(length) is int and 0 <= length < 1 << 48 for length in shape) or len(shape) > 64:
-        raise _corrupt(path, f"'{name}' has the shape {shape}"[:200])
+        raise _corrupt(path, f"'{shown(name)}' has the shape {shown(shape)}")
     fills = 0 <= begin <= end and prod(shape) * DTYPE_BITS[dtype] == (end - begin) * 8
     if not fills or bool in (type(begin), type(end)):
-        raise _corrupt(path, f"'{name}' ({dtype} {shape}) cannot fill bytes {begin} to {end}"[:200])
+        raise _corrupt(path, f"'{shown(name)}' ({dtype} {shown(shape)}) cannot fill bytes {begin} to {end}")
     return Tensor(name, dtype, tuple(shape), shard, data_start + begin, data_start + end)
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice")
-    "".join(result).encode()  # half a surrogate pair is a ValueError: such a name could not be written again
-    return result
 
 
 def _corrupt(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path} is not a whole safetensors file: {why}", next_step="download this file again")
-
-
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be read: {error.strerror}", next_step="check the file and its permissions")
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no {path}", next_step="name a Hugging Face checkpoint folder") from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}", next_step="get this file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is no JSON object", next_step="get this file again")
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def local_folder(name: str | Path, *, download: bool = True, weights: bool = Tru
     Raises:
         CheckpointError: No such folder, and no such model (or the hub is out of reach).
     """
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return Path(name)
     if not _HUB_NAME.fullmatch(str(name)):
         raise CheckpointError(
@@ -43,7 +44,8 @@ def local_folder(name: str | Path, *, download: bool = True, weights: bool = Tru
             )
         )
     except Exception as error:  # the hub library raises many kinds: no network, no such name, no access
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"there is no folder {name}, and the hub model could not be had: {str(error).splitlines()[0]}",
+            f"there is no folder {name}, and the hub model could not be had: {reason}",
             next_step="check the name, the network, and whether the model needs `hf auth login`",
         ) from error

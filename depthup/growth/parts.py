@@ -10,7 +10,7 @@ from ..checkpoint.fields import SPECIAL_ENDS, STORED_FIRST
 from ..checkpoint.names import Stack, find_stacks, indexed_prefixes
 from ..checkpoint.reader import Checkpoint, Tensor
 from ..checkpoint.rules import Rule
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 
 
 def sorted_tensors(
@@ -24,6 +24,11 @@ def sorted_tensors(
     outside: tuple[list[Tensor], list[Tensor]] = ([], [])
     for tensor in base.tensors.values():
         place = stack.split(tensor.name)
+        if place is not None and stack.name(*place) != tensor.name:
+            raise CheckpointError(
+                f"the name of tensor '{shown(tensor.name)}' cannot be told from '{shown(stack.name(*place))}'",
+                next_step="give it another name",
+            )
         if place is None or place[0] >= stack.num_layers:
             outside[any(layers.values())].append(tensor)
         else:

@@ -14,7 +14,7 @@ from math import prod
 from ..checkpoint.names import Stack
 from ..checkpoint.reader import DTYPE_BITS, Checkpoint, Tensor
 from ..checkpoint.writer import Buffer, Move
-from ..errors import PlanError
+from ..errors import CheckpointError, PlanError
 from ..layers import LayerPlan
 
 # Tensors with a part for each layer: the end of the name, the axis that is n parts long,
@@ -51,19 +51,27 @@ def outside_move(base: Checkpoint, stack: Stack, plan: LayerPlan, tensor: Tensor
     parts = _parts(base, stack, plan, tensor)
     if parts is None:
         return Move(tensor.name, tensor)
+    if DTYPE_BITS[tensor.dtype] % 8:
+        raise CheckpointError(
+            f"{tensor.name} has a part for each layer, and parts of type {tensor.dtype} are no whole bytes",
+            next_step="store it as a wider type",
+        )
     shape = list(tensor.shape)
     shape[parts.axis] = sum(stop - start for start, stop in parts.runs)
     return Move(tensor.name, tensor, lambda: _gather(base, tensor, parts), tuple(shape))
 
 
 def _parts(base: Checkpoint, stack: Stack, plan: LayerPlan, tensor: Tensor) -> Parts | None:
+    if not prod(tensor.shape) or not tensor.shape:
+        return None
     n = plan.num_base_layers
     parent = stack.prefix.rpartition(".")[0]
     for end, (axis, field) in _TABLES.items():
         width = stack.fields(base.config).get(field)
         root = parent.partition(".")[0] if field == "num_attention_heads" else parent
         inside = tensor.name.startswith(f"{root}.") if root else True
-        if inside and tensor.name.endswith(end) and type(width) is int and tensor.shape[axis] == n * width:
+        there = inside and tensor.name.endswith(end) and axis < len(tensor.shape)
+        if there and type(width) is int and tensor.shape[axis] == n * width:
             return Parts(axis, width, tuple((part.start * width, part.stop * width) for part in plan.slices))
     if tensor.name.rpartition(".")[2] == "layer_weights" and tensor.shape == (n + 1,):
         # One weight for each hidden state, the embeddings' first: a copy of a layer counts as much as the layer.
