@@ -16,6 +16,7 @@ from functools import cached_property
 from math import isfinite
 from typing import Any
 
+from .composition import composed_inits
 from .errors import PlanError, nearest
 
 # How a target layer may start, and what the numbers in brackets mean. growth/inits.py computes each of them.
@@ -169,6 +170,16 @@ class LayerPlan:
         return cls.upscale(n, n - s // 2)
 
     @classmethod
+    def drop(cls, num_base_layers: int, layers: Iterable[int]) -> LayerPlan:
+        """The base without some of its layers, in order: ``drop(32, range(20, 28))``.
+
+        Raises:
+            PlanError: No layer is named, one is not there, or none would be left.
+        """
+        dropped = cls(num_base_layers, tuple(layers)).sources
+        return cls(num_base_layers, tuple(layer for layer in range(num_base_layers) if layer not in dropped))
+
+    @classmethod
     def parse(cls, text: str, num_base_layers: int) -> LayerPlan:
         """Read the one-line grammar: comma-separated layers and inclusive runs, each with an init if it has one.
 
@@ -214,6 +225,37 @@ class LayerPlan:
     def to_json(self) -> dict[str, Any]:
         """A JSON value that :meth:`from_json` reads back to an equal plan."""
         return {"num_base_layers": self.num_base_layers, "layers": self.text}
+
+    # -- plans from plans ------------------------------------------------------------------------------------------
+
+    def then(self, other: LayerPlan) -> LayerPlan:
+        """This plan, and ``other`` on its target, as one plan on the base: the same bytes as surgery twice.
+
+        Raises:
+            PlanError: ``other`` is for another depth, or starts a layer in a way that cannot be said of the base.
+        """
+        if other.num_base_layers != self.num_target_layers:
+            raise PlanError(
+                f"a plan for {other.num_base_layers} layers cannot follow one that makes {self.num_target_layers}",
+                next_step=f"make the second plan for {self.num_target_layers} layers",
+            )
+        sources = tuple(self.sources[layer] for layer in other.sources)
+        return LayerPlan(self.num_base_layers, sources, composed_inits(self, other))
+
+    def undo(self) -> LayerPlan:
+        """The plan on the target that gives back the base: the first plain copy of each base layer.
+
+        Raises:
+            PlanError: A base layer has no plain copy in the target.
+        """
+        new = set(self.new)
+        original = {source: target for target, source in enumerate(self.sources) if target not in new}
+        if lost := [str(layer) for layer in range(self.num_base_layers) if layer not in original]:
+            raise PlanError(
+                f"the target has no plain copy of base layer {', '.join(lost)}, so it does not hold the base",
+                next_step="take the base itself",
+            )
+        return LayerPlan(self.num_target_layers, tuple(original[layer] for layer in range(self.num_base_layers)))
 
     # -- what a plan says ------------------------------------------------------------------------------------------
 

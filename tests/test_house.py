@@ -27,6 +27,7 @@ COMMON = frozenset({"errors", "files", "layers", "models"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "layers": frozenset(),
+    "composition": frozenset(),
     "files": frozenset(),
     "models": frozenset({"checkpoint"}),
     "presets": frozenset(),
@@ -52,7 +53,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "__main__": frozenset({"cli"}),
 }
 # The ground floor imports only what stands here.
-GROUND = {"errors": set(), "layers": {"errors"}, "files": {"errors"}, "models": {"errors", "files", "checkpoint"}}
+GROUND = {
+    "errors": set(), "composition": {"errors"}, "layers": {"errors", "composition"}, "files": {"errors"},
+    "models": {"errors", "files", "checkpoint"},
+}  # fmt: skip
 # Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.
 ABOVE = {
     "recipe": {"stages", "pipeline", "cli", "reference"},
