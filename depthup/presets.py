@@ -284,17 +284,22 @@ def make_plan(
     layers: str | None = None,
     preset: str | None = None,
     drop: str | None = None,
+    undo: Callable[[], LayerPlan] | None = None,
+    mergekit: Callable[[], LayerPlan] | None = None,
 ) -> LayerPlan:
     """The plan of exactly one of the ways to say it: m, s, the one-line grammar, a preset, layers to drop.
+
+    The last two, which need more than the depth, are plans to be read from a grown checkpoint or from a file.
 
     Raises:
         PlanError: None or several are given, or the one given does not fit the base.
     """
-    given = [way for way in (remove, target_layers, layers, preset, drop) if way is not None]
+    given = [way for way in (remove, target_layers, layers, preset, drop, undo, mergekit) if way is not None]
     if len(given) != 1:
         raise PlanError(
             f"{len(given)} plans are given",
-            allowed="exactly one of --remove M, --target-layers S, --layers 0-23,8-31, --preset NAME, --drop 20-27",
+            allowed="exactly one of --remove M, --target-layers S, --layers 0-23,8-31, --preset NAME, --drop 20-27,"
+            " --mergekit FILE, --undo",
         )
     if remove is not None:
         return LayerPlan.upscale(num_base_layers, remove)
@@ -304,5 +309,7 @@ def make_plan(
         return LayerPlan.parse(layers, num_base_layers)
     if drop is not None:
         return LayerPlan.drop(num_base_layers, LayerPlan.parse(drop, num_base_layers).sources)
+    if read := undo or mergekit:
+        return read()
     assert preset is not None
     return preset_plan(preset, num_base_layers)

@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "files": frozenset(),
     "models": frozenset({"checkpoint"}),
     "presets": frozenset(),
+    "plan_options": frozenset({"presets", "growth"}),
     "checkpoint": frozenset(),
     "artifacts": frozenset(),
     "data": frozenset(),
@@ -75,14 +76,14 @@ DOORS: dict[str, set[str]] = {
     "httpx": {"generation.server", "checkpoint.remote"},
     "huggingface_hub": {"checkpoint.remote"},
     "pydantic": {"recipe", "artifacts"},
-    "yaml": {"recipe"},
+    "yaml": {"recipe", "growth.mergekit", "growth.mergekit_import"},
     "gguf": {"conversion.gguf", "models"},
     "jinja2": {"report"},
 }  # fmt: skip
 # Modules that must load without torch, even indirectly.
 LIGHT = (
-    "cli", "recipe", "pipeline", "layers", "presets", "checkpoint", "growth.surgery", "artifacts", "costs", "files",
-    "errors", "report",
+    "cli", "recipe", "pipeline", "plan_options", "layers", "presets", "checkpoint", "growth.surgery", "artifacts",
+    "costs", "files", "errors", "report",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from depthup.presets import PRESETS, make_plan, preset_names, preset_plan
 
 UPPER_HALF = "0-15,15:{0},16,16:{0},17,17:{0},18,18:{0},19,19:{0},20,20:{0},21,21:{0},22,22:{0},23,23:{0},24,24:{0},"
 UPPER_HALF += "25,25:{0},26,26:{0},27,27:{0},28,28:{0},29,29:{0},30,30:{0},31"
-# name, base depth, target depth, plan: as published, or (solar-pro, falcon3, bielik) what their counts leave open filled
+# name, base depth, target depth, plan: as published, or (solar-pro, falcon3, bielik) what they leave open filled
 # with plain depth up-scaling.
 PUBLISHED = [
     ("solar", 32, 48, "0-23,8-31"),

@@ -25,10 +25,11 @@ from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
 from ..errors import CheckpointError, OutputError, PlanError
 from ..files import publishing, refuse_existing, require_space, write_json
 from ..layers import LayerPlan
+from .freeze import write_freeze_map
 from .inits import Bench, start_layer
+from .manifest import MANIFEST_NAME, Step, extend_history, original_layers
 from .special import outside_move
 
-MANIFEST_NAME = "depthup.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
 
@@ -43,6 +44,7 @@ class Surgery:
         shards: The files to write, with every target tensor and its source.
         config: The target's ``config.json``.
         config_changes: What differs from the base's, one line each.
+        history: The surgeries that made the base, where it is itself a target, and this one.
     """
 
     base: Checkpoint
@@ -51,6 +53,7 @@ class Surgery:
     shards: tuple[Shard, ...]
     config: Mapping[str, Any]
     config_changes: tuple[str, ...]
+    history: tuple[Step, ...]
 
     @cached_property
     def moves(self) -> tuple[Move, ...]:
@@ -92,7 +95,7 @@ def plan_surgery(
     config_lists: Mapping[str, str] | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> Surgery:
-    """Decide on every tensor, file and config field of the target. Reads nothing, writes nothing.
+    """Decide on every tensor, file and config field of the target. Reads no weights, writes nothing.
 
     Args:
         base: An opened checkpoint.
@@ -121,7 +124,8 @@ def plan_surgery(
     grown[: len(layers[plan.sources[0]])] += [Move(stack.name(0, suffix), tensor) for suffix, tensor in shared.items()]
     before, after = ([outside_move(base, stack, plan, tensor) for tensor in tensors] for tensors in outside)
     moves = [*before, *grown, *after]
-    return Surgery(base, stack, plan, plan_shards(moves, max_shard_bytes), edit.config, edit.changes)
+    history = extend_history(base.folder, stack.prefix, plan)
+    return Surgery(base, stack, plan, plan_shards(moves, max_shard_bytes), edit.config, edit.changes, history)
 
 
 def write_surgery(surgery: Surgery, folder: Path, progress: Progress | None = None) -> None:
@@ -136,6 +140,7 @@ def write_surgery(surgery: Surgery, folder: Path, progress: Progress | None = No
         carry(base, folder)
         write_json(folder / "config.json", surgery.config)
         write_shards(base, surgery.shards, folder, progress)
+        write_freeze_map(folder, surgery.stack, surgery.plan, [move.name for move in surgery.moves])
         write_json(folder / MANIFEST_NAME, _manifest(surgery))
     except OSError as error:
         if error.errno == ENOSPC:
@@ -267,16 +272,19 @@ def _rules(base: Checkpoint, stack: Stack, layers: Mapping[int, Mapping[str, Ten
 
 
 def _manifest(surgery: Surgery) -> dict[str, Any]:
+    *earlier, last = surgery.history
     return {
         "depthup": __version__,
-        "made_by": "depth up-scaling",
+        "made_by": "depth up-scaling" if surgery.plan.num_target_layers > surgery.stack.num_layers else "surgery",
         "plan": surgery.plan.to_json(),
         "stack": surgery.stack.prefix,
         "base": {
-            "name": surgery.base.folder.resolve().name,
+            "name": last.base,
             "num_parameters": surgery.base.num_parameters,
             "num_bytes": surgery.base.num_bytes,
         },
         "num_parameters": surgery.num_parameters,
         "config_changes": list(surgery.config_changes),
+        "history": [step.to_json() for step in earlier],
+        "original_layers": original_layers(surgery.history).to_json(),
     }
