@@ -105,7 +105,7 @@ class FreezeMap:
         best = [prefix for prefix in found if alike[prefix] == max(alike.values())]
         if len(best) != 1:
             raise CheckpointError(
-                f"the names hold {len(best)} stacks of {len(layers)} layers like {self.prefix}: {', '.join(best)[:300]}",
+                f"there are {len(best)} stacks of {len(layers)} layers like {self.prefix}: {', '.join(best)[:200]}",
                 allowed="the names of all parameters of one model, with the depth that freeze_map.json tells",
             )
         return best[0]
