@@ -118,7 +118,10 @@ def _scale(plan: LayerPlan, target: int, names: TensorNames) -> list[dict[str, A
     if init.kind == "attenuated":
         value = init.numbers[0] if init.numbers else len(plan.targets_of(source)) ** -0.5
     outputs = residual_outputs(names.config, names.suffixes)
-    return [*({"filter": part, "value": value} for part in _filters(outputs, names)), {"value": 1.0}]
+    filters = _filters(outputs, names)
+    if any(".experts." in suffix for suffix in outputs):
+        filters.append("experts.down_proj")  # mergekit 0.1.5 knows experts by their fused names in memory
+    return [*({"filter": part, "value": value} for part in dict.fromkeys(filters)), {"value": 1.0}]
 
 
 def _filters(outputs: Iterable[str], names: TensorNames) -> list[str]:
