@@ -1,4 +1,4 @@
-"""Growth on growth: how a layer starts when one plan is applied to the target of another."""
+"""Plans from plans: growth on growth, and back."""
 
 from __future__ import annotations
 
@@ -49,3 +49,19 @@ def _on_top(first: LayerPlan, layer: int, init: Init) -> Init | None:
         if first.init(partner).kind == "copy":
             return replace(init, numbers=(float(first.sources[partner]), *init.numbers[1:]))
     return None
+
+
+def originals(plan: LayerPlan) -> tuple[int, ...]:
+    """Of each base layer the target layer that is its first plain copy.
+
+    Raises:
+        PlanError: A base layer has none.
+    """
+    new = set(plan.new)
+    found = {source: target for target, source in enumerate(plan.sources) if target not in new}
+    if lost := [str(layer) for layer in range(plan.num_base_layers) if layer not in found]:
+        raise PlanError(
+            f"the target has no plain copy of base layer {', '.join(lost)}, so it does not hold the base",
+            next_step="take the base itself",
+        )
+    return tuple(found[layer] for layer in range(plan.num_base_layers))

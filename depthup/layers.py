@@ -16,7 +16,8 @@ from functools import cached_property
 from math import isfinite
 from typing import Any
 
-from .composition import composed_inits
+from .composition import composed_inits, originals
+from .drawing import draw
 from .errors import PlanError, nearest
 
 # How a target layer may start, and what the numbers in brackets mean. growth/inits.py computes each of them.
@@ -248,14 +249,7 @@ class LayerPlan:
         Raises:
             PlanError: A base layer has no plain copy in the target.
         """
-        new = set(self.new)
-        original = {source: target for target, source in enumerate(self.sources) if target not in new}
-        if lost := [str(layer) for layer in range(self.num_base_layers) if layer not in original]:
-            raise PlanError(
-                f"the target has no plain copy of base layer {', '.join(lost)}, so it does not hold the base",
-                next_step="take the base itself",
-            )
-        return LayerPlan(self.num_target_layers, tuple(original[layer] for layer in range(self.num_base_layers)))
+        return LayerPlan(self.num_target_layers, originals(self))
 
     # -- what a plan says ------------------------------------------------------------------------------------------
 
@@ -342,31 +336,7 @@ class LayerPlan:
 
     def render(self, width: int = 64) -> str:
         """The plan as text: a head line, then each slice as a bar under the base it was cut from, seams between."""
-        n, s = self.num_base_layers, self.num_target_layers
-        scale = min(1.0, width / n)
-        digits = len(str(max(n, s) - 1))
-
-        def bar(start: int, stop: int) -> str:
-            left, right = round(start * scale), max(round(stop * scale), round(start * scale) + 1)
-            return " " * left + "━" * (right - left)
-
-        label = 2 * digits + len("target  -  ")
-        lines = [f"{n} -> {s} layers", f"{'base':<{label}}{bar(0, n)}  0-{n - 1}"]
-        seams = (None, *self.seams)
-        for seam, part in zip(seams, self.slices, strict=True):
-            if seam is not None:
-                lines.append(f"{'seam':<{label}}{seam.below}|{seam.above}, layer distance {seam.layer_distance}")
-            stop = part.target_start + part.num_layers
-            name = f"target {part.target_start:>{digits}}-{stop - 1:<{digits}}"
-            lines.append(f"{name:<{label}}{bar(part.start, part.stop)}  {part.start}-{part.stop - 1}")
-        for init in dict.fromkeys(init for init in self.inits if init != COPY):
-            start = [str(target) for target in range(s) if self.init(target) == init]
-            lines.append(f"{init}: target {', '.join(start)}")
-        lines.append(
-            f"{len(self.seams)} seam{'s' * (len(self.seams) != 1)}, {len(self.duplicated)} base layers stand"
-            f" more than once, {len(self.unused)} not at all"
-        )
-        return "\n".join(lines)
+        return draw(self, width)
 
 
 def _numbers(text: str | None) -> tuple[float, ...]:

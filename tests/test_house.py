@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "layers": frozenset(),
     "composition": frozenset(),
+    "drawing": frozenset(),
     "files": frozenset(),
     "models": frozenset({"checkpoint"}),
     "presets": frozenset(),
@@ -55,7 +56,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 # The ground floor imports only what stands here.
 GROUND = {
-    "errors": set(), "composition": {"errors"}, "layers": {"errors", "composition"}, "files": {"errors"},
+    "errors": set(), "composition": {"errors"}, "drawing": set(), "layers": {"errors", "composition", "drawing"},
+    "files": {"errors"},
     "models": {"errors", "files", "checkpoint"},
 }  # fmt: skip
 # Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.

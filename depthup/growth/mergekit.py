@@ -6,25 +6,23 @@ tensor names, zeroes or weakens residual outputs. What it cannot say is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..checkpoint.names import Stack, find_stack
-from ..checkpoint.reader import INDEX_NAME, SINGLE_NAME, open_checkpoint, read_config
+from ..checkpoint.reader import INDEX_NAME, SINGLE_NAME, Tensor, open_checkpoint, read_config
 from ..errors import CheckpointError, PlanError
 from ..layers import COPY, Init, LayerPlan
 from .residual import residual_outputs
 
-_LLAMA = tuple(
-    f"{name}.weight"
-    for name in (
-        "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-        "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-    )
+_LLAMA = (
+    "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
 )  # fmt: skip
 _LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -35,15 +33,24 @@ class TensorNames:
 
     Attributes:
         stack: The layers on disk.
-        suffixes: What stands behind a layer's number, of any layer.
+        layer: The tensors of a layer, of all layers together where they are unlike, by what stands behind its number.
         outside: All other names.
         config: The raw config, as far as it is known.
     """
 
     stack: Stack
-    suffixes: tuple[str, ...]
+    layer: Mapping[str, Tensor]
     outside: tuple[str, ...]
     config: Mapping[str, Any]
+
+    @cached_property
+    def outputs(self) -> frozenset[str]:
+        """The residual outputs among the names in a layer.
+
+        Raises:
+            CheckpointError: They are not known for this architecture.
+        """
+        return residual_outputs(self.config, self.layer)
 
 
 def tensor_names(num_layers: int, folder: Path | None = None, stack: str | None = None) -> TensorNames:
@@ -53,15 +60,14 @@ def tensor_names(num_layers: int, folder: Path | None = None, stack: str | None 
         CheckpointError: The folder has no weights, and the names of this architecture are not known without.
     """
     if folder is None:
-        return _llama_names(num_layers, {})
+        return _llama_names(num_layers, {"model_type": "llama"})
     if (folder / SINGLE_NAME).exists() or (folder / INDEX_NAME).exists():
         checkpoint = open_checkpoint(folder)
         found = find_stack(checkpoint.tensors, checkpoint.config, stack)
         places = {name: found.split(name) for name in checkpoint.tensors}
         inside = {name: place[1] for name, place in places.items() if place and place[0] < num_layers}
-        suffixes = dict.fromkeys(inside.values())
-        outside = tuple(name for name in places if name not in inside)
-        return TensorNames(found, tuple(suffixes), outside, checkpoint.config)
+        layer = {suffix: checkpoint.tensors[name] for name, suffix in inside.items()}
+        return TensorNames(found, layer, tuple(name for name in places if name not in inside), checkpoint.config)
     config = read_config(folder)
     if config.get("model_type") not in _LLAMA_LIKE:
         raise CheckpointError(
@@ -72,8 +78,9 @@ def tensor_names(num_layers: int, folder: Path | None = None, stack: str | None 
 
 
 def _llama_names(num_layers: int, config: Mapping[str, Any]) -> TensorNames:
-    outside = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
-    return TensorNames(Stack("model.layers", num_layers, (), ()), _LLAMA, outside, config)
+    stack = Stack("model.layers", num_layers, (), ("num_hidden_layers",))
+    layer = {f"{module}.weight": Tensor(f"{module}.weight", "BF16", (), "", 0, 0) for module in _LLAMA}
+    return TensorNames(stack, layer, ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"), config)
 
 
 def to_mergekit(plan: LayerPlan, model: str, names: TensorNames) -> str:
@@ -117,18 +124,17 @@ def _scale(plan: LayerPlan, target: int, names: TensorNames) -> list[dict[str, A
     value = 0.0
     if init.kind == "attenuated":
         value = init.numbers[0] if init.numbers else len(plan.targets_of(source)) ** -0.5
-    outputs = residual_outputs(names.config, names.suffixes)
-    filters = _filters(outputs, names)
-    if any(".experts." in suffix for suffix in outputs):
+    filters = _filters(names)
+    if any(".experts." in suffix for suffix in names.outputs):
         filters.append("experts.down_proj")  # mergekit 0.1.5 knows experts by their fused names in memory
     return [*({"filter": part, "value": value} for part in dict.fromkeys(filters)), {"value": 1.0}]
 
 
-def _filters(outputs: Iterable[str], names: TensorNames) -> list[str]:
+def _filters(names: TensorNames) -> list[str]:
     """Parts of names that are in the residual outputs and in no other name: ``o_proj``, else ``self_attn.o_proj``."""
-    others = [*(suffix for suffix in names.suffixes if suffix not in outputs), *names.outside]
+    others = [*(suffix for suffix in names.layer if suffix not in names.outputs), *names.outside]
     filters = []
-    for suffix in sorted(outputs):
+    for suffix in sorted(names.outputs):
         parts = suffix.split(".")
         tails = (".".join(parts[-length:-1]) for length in range(2, len(parts) + 1))
         filters.append(next((tail for tail in tails if not any(tail in other for other in others)), suffix))

@@ -18,7 +18,6 @@ import yaml
 from ..errors import PlanError, nearest
 from ..layers import COPY, Init, LayerPlan
 from .mergekit import TensorNames
-from .residual import residual_outputs
 
 _KEYS = frozenset({
     "slices", "modules", "merge_method", "parameters", "base_model", "dtype", "out_dtype", "tokenizer_source",
@@ -87,8 +86,10 @@ def from_mergekit(value: Any, names: TensorNames) -> Imported:
             inits.append(init)
         if method == "passthrough":
             _require_outside_unscaled(_View(held, scopes, 0, 0.0, names, base_model))
-    notes = tuple(f"{key} is not followed: {why}" for key, why in _NOT_FOLLOWED.items() if config.get(key) is not None)
-    return Imported(LayerPlan(names.stack.num_layers, tuple(layers), tuple(inits)), notes)
+    notes = [f"{key} is not followed: {why}" for key, why in _NOT_FOLLOWED.items() if config.get(key) is not None]
+    if any(init.kind == "slerp" for init in inits):
+        notes.append("slerp is taken over each whole tensor; mergekit 0.1.5 takes it row by row")
+    return Imported(LayerPlan(names.stack.num_layers, tuple(layers), tuple(inits)), tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class _View:
         """The value of a parameter for each suffix of the layer, for one source or for all."""
         layer = self.layer(which or 0)
         found = ((suffix, self.value(key, which, self.names.stack.name(layer, suffix)))
-                 for suffix in self.names.suffixes)  # fmt: skip
+                 for suffix in self.names.layer)  # fmt: skip
         return {suffix: default if value is None else value for suffix, value in found}
 
     def value(self, key: str, which: int | None, name: str) -> float | None:
@@ -142,7 +143,7 @@ def _passthrough(view: _View) -> tuple[int, Init]:
     layer, scales = view.layer(0), view.setting("scale", 0, 1.0)
     if set(scales.values()) == {1.0}:
         return layer, COPY
-    outputs = residual_outputs(view.names.config, view.names.suffixes)
+    outputs = view.names.outputs
     factors = {scales[suffix] for suffix in outputs}
     odd = [suffix for suffix, scale in scales.items() if suffix not in outputs and scale != 1]
     if odd or len(factors) != 1:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthup.checkpoint.names import Stack
+from depthup.checkpoint.reader import Tensor
 from depthup.cli import main
 from depthup.errors import CheckpointError, PlanError
 from depthup.growth.inits import KINDS
@@ -92,23 +93,28 @@ def test_what_is_written_reads_back_to_an_equal_plan(entries: list[tuple[int, st
     assert plan_of(to_mergekit(plan, "a: 'strange' name", names), names) == plan
 
 
+def names_like(prefix: str, suffixes: tuple[str, ...], outside: tuple[str, ...], model_type: str) -> TensorNames:
+    layer = {suffix: Tensor(suffix, "F32", (), "", 0, 0) for suffix in suffixes}
+    return TensorNames(Stack(prefix, N, (), ()), layer, outside, {"model_type": model_type})
+
+
 NAMES = {
     "llama": LLAMA,
-    "gpt2": TensorNames(
-        Stack("transformer.h", N, (), ()),
+    "gpt2": names_like(
+        "transformer.h",
         ("ln_1.weight", "attn.c_attn.weight", "attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_fc.weight",
-         "mlp.c_proj.weight"), ("transformer.wte.weight",), {"model_type": "gpt2"},
+         "mlp.c_proj.weight"), ("transformer.wte.weight",), "gpt2",
     ),
-    "mixtral": TensorNames(
-        Stack("model.layers", N, (), ()),
+    "mixtral": names_like(
+        "model.layers",
         ("self_attn.q_proj.weight", "self_attn.o_proj.weight", "block_sparse_moe.gate.weight",
          *(f"block_sparse_moe.experts.{i}.w{j}.weight" for i in range(12) for j in (1, 2, 3))),
-        ("lm_head.weight",), {"model_type": "mixtral"},
+        ("lm_head.weight",), "mixtral",
     ),
-    "starcoder2": TensorNames(
-        Stack("model.layers", N, (), ()),
+    "starcoder2": names_like(
+        "model.layers",
         ("self_attn.o_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight", "mlp.c_proj.bias"), ("o_proj_norm.weight",),
-        {"model_type": "starcoder2"},
+        "starcoder2",
     ),
 }  # fmt: skip
 
@@ -248,7 +254,7 @@ def test_the_command_line_writes_and_reads_it(base, tmp_path: Path, capsys: pyte
 
 def test_without_weights_only_llamas_names_are_known(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 7}')
-    assert tensor_names(N, tmp_path).suffixes == LLAMA.suffixes
+    assert tensor_names(N, tmp_path).layer == LLAMA.layer
     (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_layer": 7}')
     with pytest.raises(CheckpointError, match="no weights, so the names of the tensors of a gpt2 are not known"):
         tensor_names(N, tmp_path)
