@@ -35,3 +35,16 @@ def draw(plan: LayerPlan, width: int = 64) -> str:
         f" more than once, {len(plan.unused)} not at all"
     )
     return "\n".join(lines)
+
+
+def sketch(plan: LayerPlan, width: int = 96) -> str:
+    """A plan in one line: a bar for each target layer, as high as its base layer; o for a start that is no copy.
+
+    A plan of more layers than ``width`` is drawn by every second, third ... layer.
+    """
+    step = -(-plan.num_target_layers // width)
+    bars = "▁▂▃▄▅▆▇█"
+    return "".join(
+        bars[plan.sources[target] * len(bars) // plan.num_base_layers] if plan.init(target).kind == "copy" else "o"
+        for target in range(0, plan.num_target_layers, step)
+    )

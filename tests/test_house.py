@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "recipe": frozenset({"presets"}),
     "stages": frozenset({ANY}),
     "pipeline": frozenset({ANY}),
-    "reference": frozenset({"cli", "recipe"}),
+    "reference": frozenset({"cli", "recipe", "presets", "drawing"}),
     "cli": frozenset({ANY}),
     "__main__": frozenset({"cli"}),
 }
