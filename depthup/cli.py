@@ -8,22 +8,14 @@ import io
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .errors import DepthupError
+from .plan_options import add_plan_options, chosen_plan, names_a_plan
 from .recipe_verbs import add_report, add_run, add_status
 from .recipe_verbs import add_verb as _verb
-
-_PLAN_EXAMPLES = """
-ways to say the plan (n base layers, m removed from each copy, s = 2 (n - m) target layers):
-  --remove 8            depth up-scaling with m = 8
-  --target-layers 48    depth up-scaling to s = 48
-  --layers 0-23,8-31    any stack: layers and inclusive runs, the first layer is 0
-  --preset solar        a published plan: {presets}
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,35 +60,19 @@ def make_parser() -> argparse.ArgumentParser:
 # -- upscale, layers --------------------------------------------------------------------------------------------------
 
 
-def _add_plan_options(parser: Any, title: str = "the plan, one of") -> None:
-    from .presets import PRESETS
-
-    group = parser.add_argument_group(title)
-    group.add_argument("--remove", type=int, metavar="M", help="layers removed from each copy")
-    group.add_argument("--target-layers", type=int, metavar="S", help="depth of the target")
-    group.add_argument("--layers", metavar="PLAN", help="the base layer of each target layer, as in 0-23,8-31")
-    group.add_argument("--preset", metavar="NAME", help="a published plan")
-    parser.epilog += _PLAN_EXAMPLES.format(presets=", ".join(PRESETS))
-
-
-def _plan_options(options: argparse.Namespace) -> dict[str, Any]:
-    return {key: getattr(options, key) for key in ("remove", "target_layers", "layers", "preset")}
-
-
-def _names_a_plan(options: argparse.Namespace) -> bool:
-    return any(value is not None for value in _plan_options(options).values())
-
-
 def _add_upscale(verbs: Any) -> None:
     parser = _verb(verbs, "upscale", _upscale, "write a deeper checkpoint from a checkpoint and a plan", """
 examples:
   depthup upscale mistral-7b solar-base --remove 8
+  depthup upscale mistral-7b pro --preset 'llama-pro(8)'
+  depthup upscale mistral-7b shallower --drop 20-27
+  depthup upscale solar-base mistral-again --undo
   depthup upscale mistral-7b deeper --layers 0-23,8-31 --dry-run
   depthup upscale mistralai/Mistral-7B-v0.1 solar-base --preset solar
 """)  # fmt: skip
     parser.add_argument("base", metavar="BASE", help="checkpoint folder, or a model on the hub as owner/name")
     parser.add_argument("out", metavar="OUT", help="folder to make; it must not exist")
-    _add_plan_options(parser)
+    add_plan_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
     parser.add_argument("--max-shard-gb", type=_positive, default=5.0, metavar="GB", help="size of output files (5)")
     parser.add_argument(
@@ -126,7 +102,6 @@ def _upscale(options: argparse.Namespace) -> None:
     from .checkpoint.remote import local_folder
     from .files import refuse_existing
     from .growth.surgery import plan_surgery, publish_surgery
-    from .presets import make_plan
 
     out = Path(options.out)
     refuse_existing(out)
@@ -134,7 +109,7 @@ def _upscale(options: argparse.Namespace) -> None:
     stack = find_stack(base.tensors, base.config, options.stack)
     surgery = plan_surgery(
         base,
-        make_plan(stack.num_layers, **_plan_options(options)),
+        chosen_plan(options, stack.num_layers, base.folder, stack.prefix),
         stack=stack,
         config_lists=_config_lists(options.config_list),
         max_shard_bytes=int(options.max_shard_gb * 1e9),
@@ -171,6 +146,7 @@ examples:
   depthup layers --base-layers 32 --remove 8
   depthup layers --shape mistral-7b --preset solar
   depthup layers path/to/checkpoint --target-layers 44
+  depthup layers mistral-7b --preset llama-pro --to-mergekit > llama-pro.yaml
 """)  # fmt: skip
     from .costs import SHAPES
 
@@ -180,19 +156,28 @@ examples:
     parser.add_argument("--base-layers", type=int, metavar="N", help="depth of the base, instead of a checkpoint")
     parser.add_argument("--shape", metavar="NAME", help=f"a published shape: {', '.join(SHAPES)}")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
-    _add_plan_options(parser)
+    parser.add_argument("--to-mergekit", action="store_true", help="print the plan as a passthrough YAML of mergekit")
+    parser.add_argument("--model", metavar="NAME", help="the model that the YAML names (CHECKPOINT)")
+    add_plan_options(parser)
 
 
 def _layers(options: argparse.Namespace) -> None:
     import json
 
+    from .checkpoint.remote import local_folder
     from .costs import base_costs
-    from .presets import make_plan
 
     costs = base_costs(options.checkpoint, options.base_layers, options.shape)
-    plan = make_plan(costs.num_layers, **_plan_options(options))
+    folder = local_folder(options.checkpoint, weights=False) if options.checkpoint else None
+    plan = chosen_plan(options, costs.num_layers, folder)
     if options.json:
         print(json.dumps(plan.to_json()))
+        return
+    if options.to_mergekit:
+        from .growth.mergekit import tensor_names, to_mergekit
+
+        names = tensor_names(costs.num_layers, folder)
+        print(to_mergekit(plan, options.model or options.checkpoint or "BASE", names), end="")
         return
     print(plan.render())
     print(costs.describe(plan))
@@ -217,7 +202,7 @@ exit status: 0 nothing found, 1 something found
         help="also prove that it was made from this base: each tensor byte for byte, the config, the files beside",
     )  # fmt: skip
     _add_reading_options(parser)
-    _add_plan_options(parser, "the plan, for --against where DIR has no depthup.json that states it, one of")
+    add_plan_options(parser, "the plan, for --against where DIR has no depthup.json that states it, one of")
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -225,7 +210,7 @@ def _check(options: argparse.Namespace) -> int:
     from .checkpoint.remote import local_folder
     from .errors import CheckpointError
 
-    if not options.against and _names_a_plan(options):
+    if not options.against and names_a_plan(options):
         raise CheckpointError("a plan is named, and no base to compare with", next_step="add --against BASE")
     folder = local_folder(options.folder)
     findings = check_checkpoint(folder)
@@ -248,10 +233,9 @@ def _check_against(options: argparse.Namespace, folder: Path) -> int:
 
     from .checkpoint.remote import local_folder
     from .growth.proof import derive_surgery, prove
-    from .presets import make_plan
 
-    named = partial(make_plan, **_plan_options(options)) if _names_a_plan(options) else None
     base = local_folder(options.against)
+    named = (lambda depth: chosen_plan(options, depth, base, options.stack)) if names_a_plan(options) else None
     surgery = derive_surgery(folder, base, named, options.stack, _config_lists(options.config_list))
     print(f"plan {surgery.plan.text}")
     with _bytes_bar(surgery.num_bytes, "compare") as advance:

@@ -16,6 +16,8 @@ from functools import cached_property
 from math import isfinite
 from typing import Any
 
+from .composition import composed_inits, originals
+from .drawing import draw
 from .errors import PlanError, nearest, shown
 
 MAX_LAYERS = 100_000  # far above any model: a wrong number must not fill the memory
@@ -183,6 +185,16 @@ class LayerPlan:
         return cls.upscale(n, n - s // 2)
 
     @classmethod
+    def drop(cls, num_base_layers: int, layers: Iterable[int]) -> LayerPlan:
+        """The base without some of its layers, in order: ``drop(32, range(20, 28))``.
+
+        Raises:
+            PlanError: No layer is named, one is not there, or none would be left.
+        """
+        dropped = cls(num_base_layers, tuple(layers)).sources
+        return cls(num_base_layers, tuple(layer for layer in range(num_base_layers) if layer not in dropped))
+
+    @classmethod
     def parse(cls, text: str, num_base_layers: int) -> LayerPlan:
         """Read the one-line grammar: comma-separated layers and inclusive runs, each with an init if it has one.
 
@@ -230,6 +242,30 @@ class LayerPlan:
     def to_json(self) -> dict[str, Any]:
         """A JSON value that :meth:`from_json` reads back to an equal plan."""
         return {"num_base_layers": self.num_base_layers, "layers": self.text}
+
+    # -- plans from plans ------------------------------------------------------------------------------------------
+
+    def then(self, other: LayerPlan) -> LayerPlan:
+        """This plan, and ``other`` on its target, as one plan on the base: the same bytes as surgery twice.
+
+        Raises:
+            PlanError: ``other`` is for another depth, or starts a layer in a way that cannot be said of the base.
+        """
+        if other.num_base_layers != self.num_target_layers:
+            raise PlanError(
+                f"a plan for {other.num_base_layers} layers cannot follow one that makes {self.num_target_layers}",
+                next_step=f"make the second plan for {self.num_target_layers} layers",
+            )
+        sources = tuple(self.sources[layer] for layer in other.sources)
+        return LayerPlan(self.num_base_layers, sources, composed_inits(self, other))
+
+    def undo(self) -> LayerPlan:
+        """The plan on the target that gives back the base: the first plain copy of each base layer.
+
+        Raises:
+            PlanError: A base layer has no plain copy in the target.
+        """
+        return LayerPlan(self.num_target_layers, originals(self))
 
     # -- what a plan says ------------------------------------------------------------------------------------------
 
@@ -323,31 +359,7 @@ class LayerPlan:
 
     def render(self, width: int = 64) -> str:
         """The plan as text: a head line, then each slice as a bar under the base it was cut from, seams between."""
-        n, s = self.num_base_layers, self.num_target_layers
-        scale = min(1.0, width / n)
-        digits = len(str(max(n, s) - 1))
-
-        def bar(start: int, stop: int) -> str:
-            left, right = round(start * scale), max(round(stop * scale), round(start * scale) + 1)
-            return " " * left + "━" * (right - left)
-
-        label = 2 * digits + len("target  -  ")
-        lines = [f"{n} -> {s} layers", f"{'base':<{label}}{bar(0, n)}  0-{n - 1}"]
-        seams = (None, *self.seams)
-        for seam, part in zip(seams, self.slices, strict=True):
-            if seam is not None:
-                lines.append(f"{'seam':<{label}}{seam.below}|{seam.above}, layer distance {seam.layer_distance}")
-            stop = part.target_start + part.num_layers
-            name = f"target {part.target_start:>{digits}}-{stop - 1:<{digits}}"
-            lines.append(f"{name:<{label}}{bar(part.start, part.stop)}  {part.start}-{part.stop - 1}")
-        for init in dict.fromkeys(init for init in self.inits if init != COPY):
-            start = [str(target) for target in range(s) if self.init(target) == init]
-            lines.append(f"{init}: target {', '.join(start)}")
-        lines.append(
-            f"{len(self.seams)} seam{'s' * (len(self.seams) != 1)}, {len(self.duplicated)} base layers stand"
-            f" more than once, {len(self.unused)} not at all"
-        )
-        return "\n".join(lines)
+        return draw(self, width)
 
 
 def _parts(text: str) -> list[str]:

@@ -27,9 +27,12 @@ COMMON = frozenset({"errors", "files", "layers", "models"})
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "layers": frozenset(),
+    "composition": frozenset(),
+    "drawing": frozenset(),
     "files": frozenset(),
     "models": frozenset({"checkpoint"}),
     "presets": frozenset(),
+    "plan_options": frozenset({"presets", "growth"}),
     "checkpoint": frozenset(),
     "artifacts": frozenset(),
     "data": frozenset(),
@@ -47,13 +50,17 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "recipe": frozenset({"presets"}),
     "stages": frozenset({ANY}),
     "pipeline": frozenset({ANY}),
-    "reference": frozenset({"cli", "recipe"}),
+    "reference": frozenset({"cli", "recipe", "presets", "drawing"}),
     "recipe_verbs": frozenset({ANY}),
     "cli": frozenset({ANY}),
     "__main__": frozenset({"cli"}),
 }
 # The ground floor imports only what stands here.
-GROUND = {"errors": set(), "layers": {"errors"}, "files": {"errors"}, "models": {"errors", "files", "checkpoint"}}
+GROUND = {
+    "errors": set(), "composition": {"errors"}, "drawing": set(), "layers": {"errors", "composition", "drawing"},
+    "files": {"errors"},
+    "models": {"errors", "files", "checkpoint"},
+}  # fmt: skip
 # Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.
 ABOVE = {
     "recipe": {"stages", "pipeline", "recipe_verbs", "reference"},
@@ -73,13 +80,14 @@ DOORS: dict[str, set[str]] = {
     "httpx": {"generation.server", "checkpoint.remote"},
     "huggingface_hub": {"checkpoint.remote"},
     "pydantic": {"recipe", "artifacts"},
-    "yaml": {"recipe"},
+    "yaml": {"recipe", "growth.mergekit", "growth.mergekit_import"},
     "gguf": {"conversion.gguf", "models"},
     "jinja2": {"report"},
 }  # fmt: skip
 # Modules that must load without torch, even indirectly.
 LIGHT = (
-    "cli", "recipe_verbs", "recipe", "pipeline", "layers", "presets", "checkpoint", "growth.surgery", "artifacts",
+    "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "presets", "checkpoint", "growth.surgery",
+    "artifacts",
     "costs", "files", "errors", "report",
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from depthup.drawing import sketch
 from depthup.errors import PlanError
 from depthup.layers import LayerPlan, Seam, Slice
 
@@ -103,6 +104,12 @@ def test_the_drawing_has_a_line_for_each_slice_and_seam_and_fits(plan: LayerPlan
     assert sum(line.startswith("target") for line in lines) == len(plan.slices)
     assert sum(line.startswith("seam") for line in lines) == len(plan.seams)
     assert all(line.count("━") <= min(width, plan.num_base_layers) for line in lines)
+
+
+def test_the_sketch_has_a_bar_for_each_layer_as_high_as_its_base_layer() -> None:
+    assert sketch(LayerPlan.upscale(8, 2)) == "▁▂▃▄▅▆▃▄▅▆▇█"
+    assert sketch(LayerPlan.parse("0-3,3:identity,4-7", 8)) == "▁▂▃▄o▅▆▇█"
+    assert sketch(LayerPlan.upscale(80, 0), width=16) == "▁▂▃▄▅▆▇█▁▂▃▄▅▆▇█"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from .reader import PICKLE_SUFFIXES
 
 _WEIGHT_SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".index.json")
 _LEFT_BEHIND = frozenset({
-    "config.json", "README.md", "depthup.json", "record.json", "metrics.jsonl",
+    "config.json", "README.md", "depthup.json", "freeze_map.json", "record.json", "metrics.jsonl",
     "trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt",
 })  # fmt: skip
 _CARRIED_FOLDERS = ("additional_chat_templates",)

@@ -38,7 +38,7 @@ def make_manifest(surgery: Surgery, base_files: Mapping[str, Facts], files: Mapp
     links = {shard.file: {"link": shard.link} for shard in surgery.shards if shard.link}
     return {
         "depthup": __version__,
-        "made_by": "depth up-scaling",
+        "made_by": "depth up-scaling" if plan.num_target_layers > plan.num_base_layers else "surgery",
         "plan": plan.to_json(),
         "seams": [[seam.below, seam.above] for seam in plan.seams],
         "new_layers": new,
@@ -46,6 +46,8 @@ def make_manifest(surgery: Surgery, base_files: Mapping[str, Facts], files: Mapp
         "config_lists": dict(surgery.config_lists),
         "config_changes": list(surgery.config_changes),
         "num_parameters": surgery.num_parameters,
+        "history": [step.to_json() for step in surgery.history[:-1]],
+        "original_layers": surgery.original_layers.to_json(),
         "base": {
             "name": surgery.base.folder.resolve().name,
             "num_parameters": surgery.base.num_parameters,

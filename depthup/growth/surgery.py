@@ -23,6 +23,8 @@ from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
 from ..errors import OutputError, PlanError
 from ..files import partial_path, publishing, refuse_existing, require_space, write_json
 from ..layers import LayerPlan
+from .freeze import FREEZE_MAP_NAME, write_freeze_map
+from .history import Step, extend_history, original_layers
 from .inits import Bench, start_layer
 from .manifest import MANIFEST_NAME, all_facts, make_manifest
 from .parts import require_alone, shared_tensors, sorted_tensors, unlike_rules
@@ -45,6 +47,7 @@ class Surgery:
         config: The target's ``config.json``.
         config_changes: What differs from the base's, one line each.
         config_lists: What was said of lists in the config that depthup does not know.
+        history: The surgeries that made the base, where it is itself a target, and this one.
     """
 
     base: Checkpoint
@@ -53,12 +56,18 @@ class Surgery:
     shards: tuple[Shard, ...]
     config: Mapping[str, Any]
     config_changes: tuple[str, ...]
+    history: tuple[Step, ...]
     config_lists: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def moves(self) -> tuple[Move, ...]:
         """Every target tensor with its source, in the order of the files."""
         return tuple(move for shard in self.shards for move in shard.moves)
+
+    @cached_property
+    def original_layers(self) -> LayerPlan:
+        """The layer of the very first base that each target layer comes from."""
+        return original_layers(self.history)
 
     @cached_property
     def num_parameters(self) -> int:
@@ -104,7 +113,7 @@ def plan_surgery(
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     link: bool = False,
 ) -> Surgery:
-    """Decide on every tensor, file and config field of the target. Reads nothing, writes nothing.
+    """Decide on every tensor, file and config field of the target. Reads no weights, writes nothing.
 
     Args:
         base: An opened checkpoint.
@@ -135,7 +144,8 @@ def plan_surgery(
     before, after = ([outside_move(base, stack, plan, tensor) for tensor in tensors] for tensors in outside)
     moves = [*before, *grown, *after]
     shards = plan_shards(moves, max_shard_bytes, base.tensors.values() if link else ())
-    return Surgery(base, stack, plan, shards, edit.config, edit.changes, dict(config_lists or {}))
+    history = extend_history(base.folder, stack.prefix, plan)
+    return Surgery(base, stack, plan, shards, edit.config, edit.changes, history, dict(config_lists or {}))
 
 
 def write_surgery(
@@ -163,9 +173,15 @@ def write_surgery(
             _clear_but(folder, {shard.file for shard in surgery.shards})
         names = carry(base, folder)
         write_json(folder / "config.json", surgery.config)
+        write_freeze_map(folder, surgery.stack, surgery.plan, [move.name for move in surgery.moves])
         kept = write_shards(base, surgery.shards, folder, progress, resume=resume)
         base_names = sorted({tensor.shard for tensor in surgery.base.tensors.values()})
-        names += ["config.json", *(shard.file for shard in surgery.shards), *[INDEX_NAME] * (len(surgery.shards) > 1)]
+        names += [
+            "config.json",
+            FREEZE_MAP_NAME,
+            *(shard.file for shard in surgery.shards),
+            *[INDEX_NAME] * (len(surgery.shards) > 1),
+        ]
         write_json(folder / MANIFEST_NAME, make_manifest(
             surgery,
             all_facts(base, ["config.json", *base_names], digests=digests, report=progress if digests else None),

@@ -26,7 +26,9 @@ from depthup import files
 from depthup.checkpoint.names import find_stack
 from depthup.checkpoint.reader import INDEX_NAME, SINGLE_NAME, open_checkpoint, read_header
 from depthup.errors import CheckpointError, DepthupError, OutputError, PlanError
-from depthup.growth.surgery import MANIFEST_NAME, plan_surgery, publish_surgery, upscale
+from depthup.growth.freeze import FREEZE_MAP_NAME
+from depthup.growth.manifest import MANIFEST_NAME
+from depthup.growth.surgery import plan_surgery, publish_surgery, upscale
 from depthup.layers import LayerPlan
 from depthup.models import prove_loading
 
@@ -239,7 +241,7 @@ GO_ALONG = (
 STAY_BEHIND = (
     "README.md", ".gitattributes", "pytorch_model.bin", "pytorch_model.bin.index.json", "model.gguf", "tf_model.h5",
     "flax_model.msgpack", "model.onnx", "consolidated.00.pth", "rng_state.pth", "training_args.bin", "optimizer.pt",
-    "scheduler.pt", "trainer_state.json", "extra.safetensors", "depthup.json", "record.json", "metrics.jsonl",
+    "scheduler.pt", "trainer_state.json", "extra.safetensors", "freeze_map.json", "record.json", "metrics.jsonl",
     "original/params.json", "global_step10/zero.pt", ".cache/x", "runs/events",
 )  # fmt: skip
 
@@ -251,7 +253,7 @@ def test_tokenizer_template_licence_and_code_go_along_and_the_rest_stays(base, t
         (folder / name).write_bytes(b"{}" + bytes([number]))
     upscale(folder, tmp_path / "out", LayerPlan.upscale(N, 2))
     written = digest(tmp_path / "out")
-    assert written.keys() == {*GO_ALONG, SINGLE_NAME, "config.json", MANIFEST_NAME}
+    assert written.keys() == {*GO_ALONG, SINGLE_NAME, "config.json", MANIFEST_NAME, FREEZE_MAP_NAME}
     assert {name: written[name] for name in GO_ALONG} == {name: digest(folder)[name] for name in GO_ALONG}
 
 
