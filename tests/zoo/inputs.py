@@ -79,8 +79,8 @@ def video(model: PreTrainedModel) -> Inputs:
 
 
 def wave(model: PreTrainedModel) -> Inputs:
-    """Samples [2, 800]."""
-    return {"input_values": _noise(2, 800)}
+    """Samples [2, 2000]."""
+    return {"input_values": _noise(2, 2000)}
 
 
 def wave_and_text(model: PreTrainedModel) -> Inputs:
@@ -97,6 +97,11 @@ def spectrum(model: PreTrainedModel) -> Inputs:
     return {"input_features": _noise(2, 40, bins)}
 
 
+def stacked_spectrum(model: PreTrainedModel) -> Inputs:
+    """Mel features [2, frames, 4 x bins], four frames put together."""
+    return {"input_features": _noise(2, 40, 4 * model.config.encoder_config.num_mel_bins)}
+
+
 def patches_of_sound(model: PreTrainedModel) -> Inputs:
     """A spectrogram [2, frames, bins] of the one length that the model takes."""
     return {"input_values": _noise(2, model.config.max_length, model.config.num_mel_bins)}
@@ -111,3 +116,51 @@ def whisper(model: PreTrainedModel) -> Inputs:
     """Mel features [2, bins, frames] of the one length that Whisper takes, and the token ids of the decoder."""
     frames = 2 * model.config.max_source_positions
     return {"input_features": _noise(2, model.config.num_mel_bins, frames), "decoder_input_ids": _tokens(12)}
+
+
+def prompted_image(model: PreTrainedModel) -> Inputs:
+    """An image, and a prompt of an image with its mask."""
+    pixels = image(model)["pixel_values"][:, :, : model.config.image_size[0] // 2]
+    return {"pixel_values": pixels, "prompt_pixel_values": pixels.flip(0), "prompt_masks": pixels.roll(3, -1)}
+
+
+def masked_video(model: PreTrainedModel) -> Inputs:
+    """A video, and which of its patches are masked, as many in each row."""
+    config: Any = model.config
+    per_frame = (config.image_size // config.patch_size) ** 2
+    num_patches = config.num_frames // config.tubelet_size * per_frame
+    masked = torch.arange(num_patches).expand(2, -1) % 2 == 0
+    return {**video(model), "bool_masked_pos": masked}
+
+
+def masked_image(model: PreTrainedModel) -> Inputs:
+    """An image, and the noise that decides which of its patches are masked."""
+    found = image(model)
+    return {**found, "noise": _noise(2, (model.config.image_size // model.config.patch_size) ** 2, seed=4)}
+
+
+def clip(model: PreTrainedModel) -> Inputs:
+    """A video under V-JEPA's names."""
+    config: Any = model.config
+    return {"pixel_values_videos": _noise(2, config.frames_per_clip, 3, config.crop_size, config.crop_size)}
+
+
+def prism(model: PreTrainedModel) -> Inputs:
+    """A video under VideoPrism's name."""
+    return {"pixel_values_videos": video(model)["pixel_values"]}
+
+
+def patches_and_text(model: PreTrainedModel) -> Inputs:
+    """Patches in a row, as SigLIP 2 takes images, and token ids."""
+    config: Any = model.config.vision_config
+    side = int(config.num_patches**0.5)
+    patches = _noise(2, config.num_patches, config.num_channels * config.patch_size**2)
+    shapes = torch.tensor([[side, side]] * 2)
+    return {**text(model), "pixel_values": patches, "spatial_shapes": shapes,
+            "pixel_attention_mask": torch.ones(2, config.num_patches, dtype=torch.long)}  # fmt: skip
+
+
+def clip_and_text(model: PreTrainedModel) -> Inputs:
+    """A video, and token ids."""
+    config: Any = model.config.vision_config
+    return {**text(model), "pixel_values": _noise(2, config.num_frames, 3, config.image_size, config.image_size)}

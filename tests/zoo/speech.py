@@ -12,7 +12,7 @@ _CONVOLUTIONS = {"conv_dim": [8, 8, 8], "conv_stride": [5, 2, 2], "conv_kernel":
 
 def _wave(family: str, model: str, model_type: str | None = None, **how: Any) -> Specimen:
     """Encoders of the waveform behind a few convolutions, as in wav2vec 2.0."""
-    common = {"inputs": inputs.wave, "generates": False, "num_conv_pos_embeddings": 16, **_CONVOLUTIONS}
+    common = {"inputs": inputs.wave, "generates": False, "num_conv_pos_embeddings": 16, "vocab_size": 320, **_CONVOLUTIONS}
     return row(family, model_type, **{"model": model, **common, **how})
 
 
@@ -41,11 +41,11 @@ SPECIMENS = [
     _wave("wav2vec2-conformer", "Wav2Vec2ConformerForCTC"),
     _wave("wavlm", "WavLMForCTC"),
     _spectrum("audio-spectrogram-transformer", "ASTForAudioClassification", inputs=inputs.patches_of_sound, max_length=64),
-    _spectrum("granite_speech5_ctc", "GraniteSpeech5ForCTC"),
+    _spectrum("granite_speech5_ctc", "GraniteSpeech5ForCTC", inputs=inputs.stacked_spectrum),
     _spectrum("lasr_ctc", "LasrForCTC"),
     _spectrum("nemotron_asr_streaming_encoder", "NemotronAsrStreamingEncoder"),
     _spectrum("parakeet_ctc", "ParakeetForCTC"),
-    _spectrum("wav2vec2-bert", "Wav2Vec2BertForCTC"),
+    _spectrum("wav2vec2-bert", "Wav2Vec2BertForCTC", vocab_size=320),
     _spectrum("wav2vec2-bert-weighted", "Wav2Vec2BertForSequenceClassification", "wav2vec2-bert",
               use_weighted_layer_sum=True),
     *_pair("moonshine", "MoonshineForConditionalGeneration", inputs=inputs.wave_and_text),
