@@ -164,3 +164,102 @@ def clip_and_text(model: PreTrainedModel) -> Inputs:
     """A video, and token ids."""
     config: Any = model.config.vision_config
     return {**text(model), "pixel_values": _noise(2, config.num_frames, 3, config.image_size, config.image_size)}
+
+
+def _leaves(features: Any) -> list[Tensor]:
+    if isinstance(features, Tensor):
+        return [features]
+    return [leaf for item in features for leaf in _leaves(item)]
+
+
+def _placed(token: int, features: Any, parts: Inputs) -> Inputs:
+    """Token ids in two rows with as many placeholders as the encoder of the other kind puts out vectors."""
+    found = getattr(features, "pooler_output", features)
+    found = features.last_hidden_state if found is None else found
+    num_places = sum(leaf.shape[:-1].numel() for leaf in _leaves(found)) // 2
+    ids = _tokens(num_places + 10)
+    ids[:, 4 : 4 + num_places] = token
+    return {"input_ids": ids, **parts}
+
+
+def _owner(model: PreTrainedModel, method: str) -> Any:
+    inner: Any = getattr(model, "model", model)
+    return inner if method in dir(inner) else model
+
+
+def _token(model: PreTrainedModel, kind: str) -> int:
+    config: Any = model.config
+    found = (getattr(config, f"{kind}_token_{end}", None) for end in ("id", "index"))
+    return int(next(token for token in found if token is not None))
+
+
+def _pictured(model: PreTrainedModel, parts: Inputs) -> Inputs:
+    with torch.no_grad():
+        features = _owner(model, "get_image_features").get_image_features(**parts)
+    return _placed(_token(model, "image"), features, parts)
+
+
+def pictured(model: PreTrainedModel) -> Inputs:
+    """Token ids with the places of an image in each row, and the images."""
+    return _pictured(model, image(model))
+
+
+def pictured_sized(model: PreTrainedModel) -> Inputs:
+    """As :func:`pictured`, and the size of each image."""
+    pixels = image(model)["pixel_values"]
+    return _pictured(model, {"pixel_values": pixels, "image_sizes": torch.tensor([pixels.shape[-2:]] * 2)})
+
+
+def pictured_tiles(model: PreTrainedModel) -> Inputs:
+    """As :func:`pictured`, with three tiles for each image, and its size."""
+    pixels = image(model)["pixel_values"]
+    side = pixels.shape[-1]
+    tiles = torch.stack([pixels, pixels.flip(-1), pixels.flip(-2)], dim=1)
+    return _pictured(model, {"pixel_values": tiles, "image_sizes": torch.tensor([[side, 2 * side]] * 2)})
+
+
+def pictured_one_tile(model: PreTrainedModel) -> Inputs:
+    """As :func:`pictured`, with one tile for each image."""
+    return _pictured(model, {"pixel_values": image(model)["pixel_values"][:, None]})
+
+
+def pictured_grid(model: PreTrainedModel) -> Inputs:
+    """As :func:`pictured`, the images as patches in a row and their grids [time, height, width], as in Qwen2-VL."""
+    config: Any = model.config.vision_config
+    width = 3 * (getattr(config, "temporal_patch_size", None) or getattr(config, "patch_temporal", 1)) * config.patch_size**2
+    grid = torch.tensor([[1, 4, 4]] * 2)
+    return _pictured(model, {"pixel_values": _noise(32, width), "image_grid_thw": grid})
+
+
+def pictured_kinds(model: PreTrainedModel) -> Inputs:
+    """As :func:`pictured_grid`, and the kind of each token: 0 of text, 1 of an image."""
+    found = pictured_grid(model)
+    kinds = (found["input_ids"] == _token(model, "image")).long()
+    extra = {"moe_mm_token_type_ids": kinds} if model.config.model_type == "ernie4_5_vl_moe" else {}
+    return {**found, "mm_token_type_ids": kinds, **extra}
+
+
+def pictured_squares(model: PreTrainedModel) -> Inputs:
+    """As :func:`pictured_grid`, each patch a square of its own."""
+    side = model.config.vision_config.patch_size
+    return _pictured(model, {"pixel_values": _noise(32, 3, side, side), "image_grid_thw": torch.tensor([[1, 4, 4]] * 2)})
+
+
+def pictured_merged(model: PreTrainedModel) -> Inputs:
+    """As :func:`pictured_grid`, and by how much each image is merged."""
+    found = {"pixel_values": _noise(32, 3 * model.config.vision_config.patch_size**2),
+             "image_grid_thw": torch.tensor([[1, 4, 4]] * 2), "image_merge_sizes": torch.tensor([2, 2])}  # fmt: skip
+    return _pictured(model, found)
+
+
+def pictured_blocks(model: PreTrainedModel) -> Inputs:
+    """As :func:`pictured_grid`, four patches in one square."""
+    side = 2 * model.config.vision_config.patch_size
+    parts = {"pixel_values": _noise(8, side, side, 3), "image_grid_thw": torch.tensor([[1, 2, 2]] * 2)}
+    return _pictured(model, parts)
+
+
+def pictured_squares_kinds(model: PreTrainedModel) -> Inputs:
+    """As :func:`pictured_squares`, and the kind of each token."""
+    found = pictured_squares(model)
+    return {**found, "mm_token_type_ids": (found["input_ids"] == _token(model, "image")).long()}
