@@ -263,3 +263,184 @@ def pictured_squares_kinds(model: PreTrainedModel) -> Inputs:
     """As :func:`pictured_squares`, and the kind of each token."""
     found = pictured_squares(model)
     return {**found, "mm_token_type_ids": (found["input_ids"] == _token(model, "image")).long()}
+
+
+def pictured_shapes(model: PreTrainedModel) -> Inputs:
+    """As :func:`pictured`, the images as patches in a row with a shape and a mask each."""
+    config: Any = model.config.vision_config
+    parts = {"pixel_values": _noise(2, 16, config.num_channels * config.patch_size**2),
+             "spatial_shapes": torch.tensor([[4, 4]] * 2),
+             "pixel_attention_mask": torch.ones(2, 16, dtype=torch.long)}  # fmt: skip
+    return _pictured(model, parts)
+
+
+def idefics(model: PreTrainedModel) -> Inputs:
+    """Token ids, one image for each row, and which tokens may look at it."""
+    return {**text(model), "pixel_values": image(model)["pixel_values"][:, None],
+            "image_attention_mask": torch.ones(2, 24, 1, dtype=torch.long)}  # fmt: skip
+
+
+def kosmos(model: PreTrainedModel) -> Inputs:
+    """Token ids, images, and the places of the images among the tokens."""
+    places = torch.zeros(2, 24, dtype=torch.long)
+    places[:, 2 : 2 + model.config.latent_query_num] = 1
+    return {**image_and_text(model), "image_embeds_position_mask": places}
+
+
+def mllama(model: PreTrainedModel) -> Inputs:
+    """Token ids, and one image of two tiles for each row, which every token may look at."""
+    pixels = image(model)["pixel_values"]
+    tiles = torch.stack([pixels, pixels.flip(-1), pixels, pixels], dim=1)[:, None]
+    parts = {"aspect_ratio_ids": torch.tensor([[2], [2]]), "aspect_ratio_mask": torch.tensor([[[1, 1, 0, 0]]] * 2),
+             "cross_attention_mask": torch.ones(2, 24, 1, 4, dtype=torch.long)}  # fmt: skip
+    return {**text(model), "pixel_values": tiles, **parts}
+
+
+def _sound(model: PreTrainedModel) -> Inputs:
+    """Mel features [2, bins, frames] of a Whisper-like encoder, none of them padded."""
+    config: Any = model.config.audio_config
+    frames = 2 * getattr(config, "max_source_positions", 128)
+    return {"input_features": _noise(2, config.num_mel_bins, frames), "input_features_mask": torch.ones(2, frames).long()}
+
+
+def _heard(model: PreTrainedModel, parts: Inputs) -> Inputs:
+    with torch.no_grad():
+        features = _owner(model, "get_audio_features").get_audio_features(**parts)
+    return _placed(_token(model, "audio"), features, parts)
+
+
+def heard(model: PreTrainedModel) -> Inputs:
+    """Token ids with the places of a sound in each row, and its mel features [2, bins, frames]."""
+    return _heard(model, _sound(model))
+
+
+def heard_hundreds(model: PreTrainedModel) -> Inputs:
+    """As :func:`heard`, in whole hundreds of frames."""
+    features = _noise(2, model.config.audio_config.num_mel_bins, 200)
+    return _heard(model, {"input_features": features, "input_features_mask": torch.ones(2, 200).long()})
+
+
+def heard_plain(model: PreTrainedModel) -> Inputs:
+    """As :func:`heard`, without a mask."""
+    return _heard(model, {"input_features": _sound(model)["input_features"]})
+
+
+def heard_chunks(model: PreTrainedModel) -> Inputs:
+    """As :func:`heard`, and which of the samples before the mel features are no padding."""
+    return _heard(model, {**_sound(model), "padding_mask": torch.ones(2, 40).long()})
+
+
+def heard_frames(model: PreTrainedModel) -> Inputs:
+    """As :func:`heard`, the features [2, frames, bins] without a mask."""
+    return _heard(model, {"input_features": _noise(2, 40, model.config.encoder_config.input_dim)})
+
+
+def heard_stacked(model: PreTrainedModel) -> Inputs:
+    """As :func:`heard`, some frames stacked as one [2, frames, stacked x bins]."""
+    config: Any = model.config.audio_config
+    features = _noise(2, 40, config.num_mel_bins * config.num_stacked_frames)
+    return _heard(model, {"input_features": features, "input_features_mask": torch.ones(2, 40).long()})
+
+
+def heard_quarter(model: PreTrainedModel) -> Inputs:
+    """As :func:`heard`, one place for four frames, under Qwen2-Audio's name of the mask."""
+    parts = _sound(model)
+    mask = parts.pop("input_features_mask")
+    name = "feature_attention_mask" if model.config.model_type == "qwen2_audio" else "input_features_mask"
+    return _placed(_token(model, "audio"), torch.zeros(2, mask.shape[1] // 4, 1), {**parts, name: mask})
+
+
+def heard_along(model: PreTrainedModel) -> Inputs:
+    """Mel features, and one token id for each vector that they become."""
+    parts = {"input_features": _sound(model)["input_features"]}
+    with torch.no_grad():
+        found = model.get_audio_features(**parts).pooler_output
+    return {"input_ids": _tokens(found.shape[1]), **parts}
+
+
+def queried(model: PreTrainedModel) -> Inputs:
+    """Images, and token ids with the places of the queries; InstructBLIP reads an instruction too."""
+    config: Any = model.config
+    found = image_and_text(model)
+    found["input_ids"][:, : config.num_query_tokens] = _token(model, "image")
+    return {**found, "qformer_input_ids": _tokens(6)} if config.model_type == "instructblip" else found
+
+
+def regions(model: PreTrainedModel) -> Inputs:
+    """Token ids, and features and boxes of four regions of an image."""
+    config: Any = model.config
+    return {**text(model), "visual_feats": _noise(2, 4, config.visual_feat_dim),
+            "visual_pos": _noise(2, 4, config.visual_pos_dim).abs()}  # fmt: skip
+
+
+def seen_regions(model: PreTrainedModel) -> Inputs:
+    """Token ids, and features of four regions, under VisualBERT's names."""
+    return {**text(model), "attention_mask": torch.ones(2, 24).long(), "visual_attention_mask": torch.ones(2, 4).long(),
+            "visual_embeds": _noise(2, 4, model.config.visual_embedding_dim),
+            "visual_token_type_ids": torch.ones(2, 4).long()}  # fmt: skip
+
+
+def image_to_text(model: PreTrainedModel) -> Inputs:
+    """Pixels of the encoder, and the token ids of the decoder."""
+    side = model.config.encoder.image_size
+    return {"pixel_values": _noise(2, 3, side, side), "decoder_input_ids": _tokens(12)}
+
+
+def flattened(model: PreTrainedModel) -> Inputs:
+    """Patches with their row and column in front [2, 9, 2 + width], and the token ids of the decoder."""
+    places = torch.cartesian_prod(torch.arange(1, 4), torch.arange(1, 4)).float().expand(2, 9, 2)
+    patches = _noise(2, 9, model.config.vision_config.patch_embed_hidden_size)
+    return {"flattened_patches": torch.cat([places, patches], dim=-1), "decoder_input_ids": _tokens(12)}
+
+
+def pictured_to_text(model: PreTrainedModel) -> Inputs:
+    """As :func:`pictured`, and the token ids of the decoder."""
+    return {**pictured(model), "decoder_input_ids": _tokens(12)}
+
+
+def pointed(model: PreTrainedModel) -> Inputs:
+    """An image, and one point on it."""
+    return {**image(model), "input_points": torch.tensor([[[[4.0, 9.0]]]] * 2)}
+
+
+def boxes_and_image(model: PreTrainedModel) -> Inputs:
+    """Token ids with boxes, and pixels."""
+    side = model.config.input_size
+    return {**boxes(model), "pixel_values": _noise(2, 3, side, side)}
+
+
+def clap(model: PreTrainedModel) -> Inputs:
+    """Token ids, and mel features."""
+    config: Any = model.config.audio_config
+    return {**text(model), "input_features": _noise(2, 1, 40, config.num_mel_bins)}
+
+
+def musicgen(model: PreTrainedModel) -> Inputs:
+    """Token ids of the text, and codes [2 x codebooks, 12] of the music so far."""
+    return {**text(model), "decoder_input_ids": _tokens(12, 2 * model.config.decoder.num_codebooks)}
+
+
+def series(model: PreTrainedModel) -> Inputs:
+    """Two series of 64 numbers."""
+    return {"past_values": _noise(2, 64), "freq": torch.zeros(2, 1).long()}
+
+
+def past(model: PreTrainedModel) -> Inputs:
+    """Two series of one channel."""
+    return {"past_values": _noise(2, model.config.context_length, model.config.num_input_channels)}
+
+
+def forecast(model: PreTrainedModel) -> Inputs:
+    """Two series with features of time, past and future."""
+    config: Any = model.config
+    length, features = config.context_length + max(config.lags_sequence), max(config.num_time_features, 1)
+    return {"past_values": _noise(2, length), "past_time_features": _noise(2, length, features),
+            "past_observed_mask": torch.ones(2, length), "future_values": _noise(2, config.prediction_length),
+            "future_time_features": _noise(2, config.prediction_length, features)}  # fmt: skip
+
+
+def episode(model: PreTrainedModel) -> Inputs:
+    """States, actions and returns of two episodes of six steps."""
+    config: Any = model.config
+    return {"states": _noise(2, 6, config.state_dim), "actions": _noise(2, 6, config.act_dim), "rewards": _noise(2, 6, 1),
+            "returns_to_go": _noise(2, 6, 1), "timesteps": torch.arange(6).expand(2, 6)}  # fmt: skip
