@@ -127,7 +127,7 @@ def _prove_folder(specimen: Specimen, kind: type[PreTrainedModel], folder: Path,
     raw = pico.raw(folder)
     prefix = _prefix(specimen, raw)
     try:
-        m, surgery = _upscale(folder, out, prefix, _num_layers(base, raw, prefix), wanted)
+        m, surgery = _upscale(folder, out, prefix, _num_layers(base, raw, prefix, specimen.stack is not None), wanted)
     except DepthupError as error:
         return "refused", None, str(error)
     n = surgery.stack.num_layers
@@ -209,17 +209,18 @@ def _prefix(specimen: Specimen, raw: dict[str, Any]) -> str | None:
     return max(found, key=lambda prefix: len(indexed_prefixes(raw)[prefix]), default=specimen.stack)
 
 
-def _num_layers(base: PreTrainedModel, raw: dict[str, Any], prefix: str | None) -> int:
+def _num_layers(base: PreTrainedModel, raw: dict[str, Any], prefix: str | None, named: bool) -> int:
     """How many layers the stack has: the outermost list that holds most tensors, where a row names none.
 
-    The last of them may be no layers, but blocks that predict several tokens.
+    In that case the last of them may be no layers, but blocks that predict several tokens.
     """
     indexed = indexed_prefixes(raw)
     if prefix is None:
         outer = [p for p in indexed if not any(p.startswith(f"{other}.") for other in indexed if other != p)]
         prefix = max(outer, key=lambda p: sum(name.startswith(f"{p}.") for name in raw))
-    stored, stated = len(indexed.get(prefix, ())), base.config.get_text_config(decoder=True).num_hidden_layers
-    return stated if not stored or stored - 2 <= stated < stored else stored
+    stored = len(indexed.get(prefix, ()))
+    stated = getattr(base.config.get_text_config(decoder=True), "num_hidden_layers", stored)
+    return stated if not stored or (not named and stored - 2 <= stated < stored) else stored
 
 
 def _upscale(base: Path, out: Path, prefix: str | None, n: int, wanted: int | None) -> tuple[int, Any]:

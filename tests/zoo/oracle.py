@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -110,16 +111,32 @@ class _Carry:
         """A value that speaks of n layers, made to speak of s. ``after`` shows which values do."""
         n, s = self.num_base, len(self.sources)
         if type(value) is int and type(after) is int and value != after:
-            return value // n * s if value and value % n == 0 and after == value // n * s else value
+            grown = value // n * s if value and value % n == 0 else value
+            return after if after in (grown, self.tapped(value, 0), self.tapped(value, 1)) else value
         if isinstance(value, (list, tuple)) and isinstance(after, (list, tuple)) and list(value) != list(after):
             indices = [i for i, source in enumerate(self.sources) if source in value]
             if len(value) == n and len(after) == s and list(after) != indices:
                 return type(value)(value[source] for source in self.sources)
             if all(type(item) is int for item in (*value, *after)):
-                return type(value)(indices)
+                taps = [[self.tapped(item, offset) for item in value] for offset in (0, 1)]
+                return type(value)(after if list(after) in taps else indices)
+            if all(isinstance(item, str) for item in (*value, *after)):
+                return type(value)(self.stages(value))
         if by_layer:
             return {i: value[source] for i, source in enumerate(self.sources) if source in value}
         return value
+
+    def tapped(self, index: int, offset: int) -> int | None:
+        """What a number that names what layer ``index - offset`` puts out becomes: it goes to the layer's last copy."""
+        if index < offset:
+            return index  # counted from the end, or what goes in
+        return max((i + offset for i, source in enumerate(self.sources) if source == index - offset), default=None)
+
+    def stages(self, names: Sequence[str]) -> list[str]:
+        """``stem, stage1, ... stage{n}`` up to s; of a choice of them, the stage of the last copy."""
+        if list(names) == ["stem", *(f"stage{i}" for i in range(1, self.num_base + 1))]:
+            return ["stem", *(f"stage{i}" for i in range(1, len(self.sources) + 1))]
+        return [re.sub(r"(?<=^stage)[0-9]+$", lambda match: str(self.tapped(int(match[0]), 1)), name) for name in names]
 
     def tensor(self, tensor: Tensor, shape: Sequence[int], name: str) -> Tensor:
         """A tensor one of whose axes is [n, width] flattened: its slices by the plan."""
