@@ -1,0 +1,45 @@
+"""Encoder-decoders of text: two stacks of unlike depth, one row for each; and both of one depth where names may mix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import Specimen, inputs
+from .shrink import row
+
+
+def _pair(family: str, model: str, model_type: str | None = None, **how: Any) -> list[Specimen]:
+    """The same model twice: once the encoder grows, once the decoder."""
+    how = {"model": model, "inputs": inputs.texts, **how}
+    return [row(f"{family}/{stack}", model_type or family, stack=stack, **how) for stack in ("encoder", "decoder")]
+
+
+SPECIMENS = [
+    *_pair("bart", "BartForConditionalGeneration"),
+    *_pair("bart-even", "BartForConditionalGeneration", "bart", encoder_layers=7),
+    *_pair("bigbird_pegasus", "BigBirdPegasusForConditionalGeneration", block_size=2, num_random_blocks=1),
+    *_pair("blenderbot", "BlenderbotForConditionalGeneration"),
+    *_pair("blenderbot-small", "BlenderbotSmallForConditionalGeneration"),
+    *_pair("encoder-decoder", "EncoderDecoderModel"),
+    *_pair("fsmt", "FSMTForConditionalGeneration"),
+    *_pair("led", "LEDForConditionalGeneration", attention_window=[4, 8, 4, 8, 4]),
+    *_pair("longt5", "LongT5ForConditionalGeneration"),
+    *_pair("longt5-global", "LongT5ForConditionalGeneration", "longt5", encoder_attention_type="transient-global"),
+    *_pair("m2m_100", "M2M100ForConditionalGeneration"),
+    *_pair("marian", "MarianMTModel"),
+    *_pair("mbart", "MBartForConditionalGeneration"),
+    *_pair("mt5", "MT5ForConditionalGeneration"),
+    *_pair("mvp", "MvpForConditionalGeneration"),
+    *_pair("nllb-moe", "NllbMoeForConditionalGeneration"),
+    *_pair("pegasus", "PegasusForConditionalGeneration"),
+    *_pair("pegasus_x", "PegasusXForConditionalGeneration"),
+    *_pair("plbart", "PLBartForConditionalGeneration"),
+    *_pair("prophetnet", "ProphetNetForConditionalGeneration", ngram=2),
+    *_pair("switch_transformers", "SwitchTransformersForConditionalGeneration"),
+    *_pair("t5", "T5ForConditionalGeneration"),
+    *_pair("t5-even", "T5ForConditionalGeneration", "t5", num_layers=7),
+    *_pair("t5gemma", "T5GemmaForConditionalGeneration"),
+    *_pair("t5gemma2", "T5Gemma2ForConditionalGeneration"),
+    *_pair("udop", "UdopForConditionalGeneration", inputs=inputs.texts_and_boxes),
+    *_pair("umt5", "UMT5ForConditionalGeneration"),
+]
