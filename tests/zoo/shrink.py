@@ -50,7 +50,7 @@ SIZES: dict[str, Any] = {
     ), 48),
     **dict.fromkeys((
         "moe_intermediate_size", "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size",
-        "expert_ffn_hidden_size", "shared_experts_intermediate_size", "conv_dim_tiny",
+        "expert_ffn_hidden_size", "shared_experts_intermediate_size",
     ), 16),
     **dict.fromkeys((
         "num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads",
@@ -82,11 +82,11 @@ SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE, "vocab_size_per_layer_input": VOCAB_SIZE, "n_group": 1, "topk_group": 1,
     "mamba_d_state": 4, "state_size": 4, "ssm_state_size": 4, "mamba_n_heads": 8, "mamba_num_heads": 8,
     "mamba_head_dim": 8, "mamba_d_ssm": 64, "n_groups": 1, "mamba_n_groups": 1, "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4, "partial_rotary_factor": None, "rotary_dim": 4, "time_step_rank": 4,
+    "linear_num_value_heads": 4, "rotary_dim": 4, "time_step_rank": 4,
     "num_mel_bins": 16, "image_size": 32, "patch_size": 16, "type_vocab_size": 2, "max_window_layers": 3,
 }  # fmt: skip
 ALWAYS = frozenset({"num_key_value_heads"})  # set although the default is None
-NO_TOKENS = frozenset({"image_token_id", "video_token_id", "audio_token_id"})
+KEPT = {"num_key_value_heads": (0, 1), "num_experts_per_tok": (0, 1), "moe_topk": (0, 1)}  # defaults that say more
 
 
 def tiny_config(model_type: str | type[PreTrainedConfig], **fields: Any) -> PreTrainedConfig:
@@ -101,14 +101,16 @@ def tiny_config(model_type: str | type[PreTrainedConfig], **fields: Any) -> PreT
         name, default = field.name, field.default
         if name in fields or isinstance(default, bool):
             continue
-        if name in SIZES and SIZES[name] is not None and (isinstance(default, int) or name in ALWAYS):
-            values[name] = SIZES[name] if default != 0 else 0
+        if name in SIZES and (isinstance(default, int) or name in ALWAYS):
+            values[name] = default if default in KEPT.get(name, (0,)) else SIZES[name]
         elif name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"):
             values[name] = 0
         elif name in ("forced_eos_token_id", "forced_bos_token_id"):
             values[name] = None
         elif name.endswith(("_token_id", "_token_index")) and isinstance(default, int):
             values[name] = next(specials)
+    if "kv_lora_rank" in values and "num_key_value_heads" in values:
+        values["num_key_value_heads"] = SIZES["num_attention_heads"]  # latent attention has no groups
     for name in kind.sub_configs:
         own = fields.pop(name, {})
         if isinstance(own, dict):
@@ -127,6 +129,8 @@ def _part(kind: type[PreTrainedConfig], name: str, own: dict[str, Any]) -> Any:
     stated = kind.sub_configs[name]
     if stated is not transformers.AutoConfig:
         return stated
+    if name in kind.sub_configs_defaults and kind.sub_configs_defaults[name].model_type:
+        return kind.sub_configs_defaults[name].model_type
     default = getattr(kind(), name, None)
     return None if default is None else type(default)
 
