@@ -1,0 +1,153 @@
+"""The model that a target should be, built in memory from modules of the loaded base. Nothing here reads depthup.
+
+Layers are copied as they stand: each keeps the index, the kind and the config of its source, so it computes what its
+source does wherever it is put. What stands around the layers and knows their number or their kinds is carried over by
+the plan. A target whose logits differ has layers that became something else.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+CONTAINERS = (nn.ModuleList, nn.Sequential)
+
+
+class OracleError(Exception):
+    """The expected model cannot be built by these rules."""
+
+
+def grown_lists(base: PreTrainedModel, target: PreTrainedModel, num_base: int, num_target: int) -> list[str]:
+    """Names of the outermost lists of modules that have n members in the base and s in the target."""
+    after = dict(target.named_modules())
+    found: list[str] = []
+    for name, module in base.named_modules():
+        if isinstance(module, CONTAINERS) and len(module) == num_base and not name.startswith(tuple(f"{f}." for f in found)):
+            other = after.get(name)
+            if isinstance(other, CONTAINERS) and len(other) == num_target:
+                found.append(name)
+    return found
+
+
+def rearranged(base: PreTrainedModel, target: PreTrainedModel, lists: Sequence[str], sources: Sequence[int],
+               num_base: int) -> PreTrainedModel:  # fmt: skip
+    """The base with the layers of ``lists`` in the order of ``sources``. ``target`` shows only where sizes changed."""
+    expected = copy.deepcopy(base)
+    for name in lists:
+        layers = base.get_submodule(name)
+        copies = [copy.deepcopy(layers[source]) for source in sources]
+        expected.set_submodule(name, nn.ModuleList(copies) if isinstance(layers, nn.ModuleList) else nn.Sequential(*copies))
+    carry = _Carry(num_base, tuple(sources))
+    around = [name for name, _ in expected.named_modules() if not name.startswith(tuple(f"{f}." for f in lists))]
+    seen: set[int] = set()
+    for name in around:
+        module, other = expected.get_submodule(name), _submodule(target, name)
+        if other is not None:
+            carry.module(module, other, seen)
+    return expected
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Carry:
+    """Whatever is counted or listed by layers, carried from the base's n layers to the plan's s."""
+
+    num_base: int
+    sources: tuple[int, ...]
+
+    def module(self, module: nn.Module, other: nn.Module, seen: set[int]) -> None:
+        """Change a module outside the layers in place."""
+        for store in ("_parameters", "_buffers"):
+            for key, tensor in module.__dict__[store].items():
+                shape = getattr(getattr(other, key, None), "shape", None)
+                if tensor is not None and shape is not None and tensor.shape != shape:
+                    grown = self.tensor(tensor.detach(), shape, key)
+                    module.__dict__[store][key] = nn.Parameter(grown, False) if store == "_parameters" else grown
+        self.fields(module, other, seen)
+
+    def fields(self, mine: Any, other: Any, seen: set[int]) -> None:
+        """Change the plain attributes of a module or a config in place, nested configs too."""
+        if id(mine) in seen:
+            return
+        seen.add(id(mine))
+        for key, value in list(vars(mine).items()):
+            after = vars(other).get(key)
+            if isinstance(value, PreTrainedConfig) and isinstance(after, PreTrainedConfig):
+                self.fields(value, after, seen)
+            elif key == "_heterogeneity_spec" and after is not None:  # transformers' per_layer_config
+                grown = self.value(value.per_layer_overrides, after.per_layer_overrides, by_layer=True)
+                vars(mine)[key] = dataclasses.replace(value, per_layer_overrides=grown)
+            elif not key.startswith("_") or isinstance(value, (list, tuple)):
+                vars(mine)[key] = self.value(value, after)
+
+    def value(self, value: Any, after: Any, by_layer: bool = False) -> Any:
+        """A value that speaks of n layers, made to speak of s. ``after`` shows which values do."""
+        n, s = self.num_base, len(self.sources)
+        if type(value) is int and type(after) is int and value != after:
+            return value // n * s if value and value % n == 0 and after == value // n * s else value
+        if isinstance(value, (list, tuple)) and isinstance(after, (list, tuple)) and list(value) != list(after):
+            indices = [i for i, source in enumerate(self.sources) if source in value]
+            if len(value) == n and len(after) == s and list(after) != indices:
+                return type(value)(value[source] for source in self.sources)
+            if all(type(item) is int for item in (*value, *after)):
+                return type(value)(indices)
+        if by_layer:
+            return {i: value[source] for i, source in enumerate(self.sources) if source in value}
+        return value
+
+    def tensor(self, tensor: Tensor, shape: Sequence[int], name: str) -> Tensor:
+        """A tensor one of whose axes is [n, width] flattened: its slices by the plan."""
+        n, s = self.num_base, len(self.sources)
+        differing = [axis for axis, (a, b) in enumerate(zip(tensor.shape, shape, strict=True)) if a != b]
+        if len(differing) == 1 and tensor.shape[differing[0]] % n == 0:
+            axis, width = differing[0], tensor.shape[differing[0]] // n
+            if shape[axis] == s * width:
+                parts = tensor.split(width, dim=axis)
+                return torch.cat([parts[source] for source in self.sources], dim=axis)
+        raise OracleError(f"{name} of shape {tuple(tensor.shape)} became {tuple(shape)}, for which there is no rule")
+
+
+def record_layers(model: PreTrainedModel, lists: Sequence[str]) -> tuple[dict[tuple[str, int], Tensor], list[Any]]:
+    """Hooks that keep what each layer of ``lists`` puts out when it is first called, and the handles to remove them."""
+    kept: dict[tuple[str, int], Tensor] = {}
+
+    def keep(key: tuple[str, int]) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = next(tensors(output), None)
+            if key not in kept and tensor is not None:
+                kept[key] = tensor.detach().clone()
+
+        return hook
+
+    handles = [
+        layer.register_forward_hook(keep((name, i)))
+        for name in lists
+        for i, layer in enumerate(model.get_submodule(name))
+    ]
+    return kept, handles
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors of a nested output, in order; caches are left out."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if "past_key_values" not in key and "cache" not in key:
+                yield from tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors(item)
