@@ -35,6 +35,7 @@ from transformers import PreTrainedModel
 from zoo import Specimen, specimens
 from zoo.oracle import OracleError, grown_lists, rearranged, record_layers, tensors
 
+from depthup.checkpoint.check import check_checkpoint
 from depthup.errors import DepthupError
 from depthup.growth.surgery import upscale
 from depthup.layers import LayerPlan
@@ -77,7 +78,7 @@ def prove(specimen: Specimen, folder: Path) -> Verdict:
         try:
             outcome, m, reason = _prove(specimen, folder, notes)
         except Wrong as error:
-            outcome, m, reason = "wrong", getattr(error, "num_removed", None), str(error)
+            outcome, m, reason = "wrong", None, str(error)
         except Exception as error:  # one family's crash is its verdict
             outcome, m, reason = "wrong", None, f"crash: {_brief(error)}"
         finally:
@@ -87,36 +88,80 @@ def prove(specimen: Specimen, folder: Path) -> Verdict:
 
 def _prove(specimen: Specimen, folder: Path, notes: list[str]) -> tuple[str, int | None, str]:
     built = specimen.build()
-    kind = type(built)
     built.save_pretrained(folder / "base")
-    base, faults = _load(kind, folder / "base")
+    if specimen.edit is not None:
+        specimen.edit(folder / "base")
+    outcome = _prove_folder(specimen, type(built), folder / "base", folder / "target", notes)
+    if outcome[0] == "right" and (left_out := _leave_lists_out(folder / "base")):
+        without = f"with no {', '.join(left_out)} in config.json"
+        try:
+            implied, m, reason = _prove_folder(specimen, type(built), folder / "base", folder / "implied", notes)
+        except Wrong as error:
+            raise Wrong(f"{without}: {error}") from error
+        notes.append(f"{without} {implied}" + (f", m = {m}" if m else f": {reason}"))
+    return outcome
+
+
+def _prove_folder(specimen: Specimen, kind: type[PreTrainedModel], folder: Path, out: Path,
+                  notes: list[str]) -> tuple[str, int | None, str]:  # fmt: skip
+    """The outcome, m, and the reason, for a base on disk."""
+    base, faults = _load(kind, folder)
     if faults:
-        notes.append(f"transformers itself does not load what it saved: {'; '.join(faults)}")
-    raw = pico.raw(folder / "base")
+        notes.append(f"transformers does not load all of the base: {'; '.join(faults)[:200]}")
+    raw = pico.raw(folder)
     prefix = _prefix(specimen, raw)
     try:
-        m, surgery = _upscale(folder, prefix, _num_layers(specimen, base, raw, prefix))
+        m, surgery = _upscale(folder, out, prefix, _num_layers(raw, prefix))
     except DepthupError as error:
         return "refused", None, str(error)
     n = surgery.stack.num_layers
     sources = [*range(n - m), *range(m, n)]  # spelt out: not read off the code under test
     try:
-        _same_bytes(raw, pico.raw(folder / "target"), n, sources)
-        target, new_faults = _load(kind, folder / "target")
+        absent = _same_bytes(raw, pico.raw(out), n, sources)
+        target, new_faults = _load(kind, out)
         if new := [fault for fault in new_faults if _masked(fault) not in map(_masked, faults)]:
             raise Wrong(f"loading: {'; '.join(new)[:300]}")
         _compare(specimen, base, target, n, sources, notes)
         _follows_plan(base.config.to_dict(), target.config.to_dict(), n, sources)
         if specimen.generates:
             _generation(specimen, base, target, notes)
-    except Wrong as error:
-        error.num_removed = m
-        raise
     except Exception as error:
-        raised = Wrong(_brief(error))
-        raised.num_removed = m
-        raise raised from error
+        text = str(error) if isinstance(error, Wrong) else _brief(error)
+        raise Wrong(f"{text} (m = {m})") from error
+    if absent:
+        notes.append(f"not on disk, tied on loading: {absent[0]} and {len(absent) - 1} more")
+    for where in (folder, out):
+        if found := check_checkpoint(where):
+            notes.append(f"`depthup check` faults the {'base' if where == folder else 'target'}: {found[0]}")
     return "right", m, ""
+
+
+def _leave_lists_out(folder: Path) -> list[str]:
+    """Remove from config.json what the class would fill in itself, as older checkpoints leave it out; the keys."""
+    path, left_out = folder / "config.json", []
+    whole = json.loads(path.read_text())
+    wanted = transformers.AutoConfig.from_pretrained(folder).to_dict()
+
+    def scopes(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield config
+        for value in config.values():
+            if isinstance(value, dict):
+                yield from scopes(value)
+
+    for scope in scopes(whole):
+        for key in [key for key, value in scope.items() if isinstance(value, list) and key != "architectures"]:
+            value = scope.pop(key)
+            path.write_text(json.dumps(whole))
+            try:
+                same = transformers.AutoConfig.from_pretrained(folder).to_dict() == wanted
+            except Exception:  # the class needs it
+                same = False
+            if same:
+                left_out.append(key)
+            else:
+                scope[key] = value
+    path.write_text(json.dumps(whole))
+    return left_out
 
 
 # -- the target --------------------------------------------------------------------------------------------------------
@@ -144,23 +189,26 @@ def _indexed(raw: dict[str, Any]) -> dict[str, set[int]]:
     return found
 
 
-def _num_layers(specimen: Specimen, base: PreTrainedModel, raw: dict[str, Any], prefix: str | None) -> int:
-    if prefix in (indexed := _indexed(raw)):
-        return len(indexed[prefix])
-    return base.config.get_text_config(decoder=True).num_hidden_layers
+def _num_layers(raw: dict[str, Any], prefix: str | None) -> int:
+    """How many layers the stack has: the outermost list that holds most tensors, where a row names none."""
+    indexed = _indexed(raw)
+    if prefix is None:
+        outer = [p for p in indexed if not any(p.startswith(f"{other}.") for other in indexed if other != p)]
+        prefix = max(outer, key=lambda p: sum(name.startswith(f"{p}.") for name in raw))
+    return len(indexed.get(prefix, range(7)))
 
 
-def _upscale(folder: Path, prefix: str | None, n: int) -> tuple[int, Any]:
+def _upscale(base: Path, out: Path, prefix: str | None, n: int) -> tuple[int, Any]:
     """m = n // 4, or the nearest m that depthup names when it refuses that."""
     m = n // 4
     try:
-        return m, upscale(folder / "base", folder / "target", LayerPlan.upscale(n, m), stack=prefix)
+        return m, upscale(base, out, LayerPlan.upscale(n, m), stack=prefix)
     except DepthupError as error:
         fitting = [int(i) for i in re.findall(r"\d+", (re.search(r"\bm in \[([\d, ]+)\]", str(error)) or [""] * 2)[1])]
         if not fitting:
             raise
         m = min(fitting, key=lambda other: abs(other - m))
-        return m, upscale(folder / "base", folder / "target", LayerPlan.upscale(n, m), stack=prefix)
+        return m, upscale(base, out, LayerPlan.upscale(n, m), stack=prefix)
 
 
 def _load(kind: type[PreTrainedModel], folder: Path) -> tuple[PreTrainedModel, list[str]]:
@@ -174,10 +222,17 @@ def _load(kind: type[PreTrainedModel], folder: Path) -> tuple[PreTrainedModel, l
 # -- the oracles -------------------------------------------------------------------------------------------------------
 
 
-def _same_bytes(base: dict[str, Any], target: dict[str, Any], n: int, sources: Sequence[int]) -> None:
-    """Each target tensor is its source's bytes, by name; a tensor with a part for each layer, part by part."""
-    before, after = _indexed(base), _indexed(target)
-    grown = [p for p, indices in after.items() if indices == set(range(len(sources))) and before.get(p) == set(range(n))]
+def _same_bytes(base: dict[str, Any], target: dict[str, Any], n: int, sources: Sequence[int]) -> list[str]:
+    """Each target tensor is its source's bytes, by name; a tensor with a part for each layer, part by part.
+
+    Returns the names that the plan asks for and the target leaves out; loading must then fill them in by ties. What
+    stands behind the last layer (blocks that predict several tokens) stays behind it, or is left out.
+    """
+    s, before, after = len(sources), _indexed(base), _indexed(target)
+    grown = [p for p, found in before.items()
+             if {*range(n)} <= found and {*range(s)} <= after.get(p, set()) and len(after[p]) - s in (0, len(found) - n)]  # fmt: skip
+    if not grown:
+        raise Wrong("bytes: no indexed prefix grew from n to s")
     expected: dict[str, Any] = {}
     for name, tensor in base.items():
         prefix = next((p for p in grown if name.startswith(f"{p}.") and name[len(p) + 1 :].split(".")[0].isdigit()), None)
@@ -185,15 +240,14 @@ def _same_bytes(base: dict[str, Any], target: dict[str, Any], n: int, sources: S
             expected[name] = tensor
             continue
         index, _, suffix = name[len(prefix) + 1 :].partition(".")
-        expected |= {f"{prefix}.{i}.{suffix}": tensor for i, source in enumerate(sources) if source == int(index)}
-    if not grown:
-        raise Wrong("no indexed prefix on disk grew from n to s")
-    if odd := sorted(expected.keys() ^ target.keys()):
-        where = "is missing" if odd[0] in expected else "is there"
-        raise Wrong(f"bytes: {odd[0]} {where}, against the plan ({len(odd)} such names)")
-    for name, tensor in expected.items():
-        if tensor != target[name] and not _same_slices(tensor, target[name], n, sources):
+        places = [i for i, source in enumerate(sources) if source == int(index)] or [int(index) - n + s] * (int(index) >= n)
+        expected |= {f"{prefix}.{i}.{suffix}": tensor for i in places}
+    if odd := sorted(target.keys() - expected.keys()):
+        raise Wrong(f"bytes: {odd[0]} is there, against the plan ({len(odd)} such names)")
+    for name, tensor in target.items():
+        if tensor != expected[name] and not _same_slices(expected[name], tensor, n, sources):
             raise Wrong(f"bytes: {name} differs from its source")
+    return sorted(expected.keys() - target.keys())
 
 
 def _same_slices(base: Any, target: Any, n: int, sources: Sequence[int]) -> bool:
@@ -233,6 +287,9 @@ def _compare(specimen: Specimen, base: PreTrainedModel, target: PreTrainedModel,
         expected = rearranged(base, target, lists, sources, n)
     except OracleError as error:
         raise Wrong(f"oracle: {error}") from error
+    mine, its = expected.state_dict(), target.state_dict()
+    if odd := [k for k in mine.keys() | its.keys() if k not in mine or k not in its or not torch.equal(mine[k], its[k])]:
+        raise Wrong(f"loaded: {min(odd)} is not what the plan puts there ({len(odd)} such tensors)")
     try:
         wanted = _forward(expected, inputs)
     except Exception as error:
@@ -285,13 +342,17 @@ def _generation(specimen: Specimen, base: PreTrainedModel, target: PreTrainedMod
     """Generation with the cache gives what it gives without; a family in which the base fails that is not blamed."""
     if (fault := _cache_fault(specimen, target)) is None:
         return
-    if (own := _cache_fault(specimen, base)) is None:
+    own = next(filter(None, (_cache_fault(specimen, base, shift) for shift in range(6))), None)
+    if own is None:
         raise Wrong(f"generation: {fault}")
     notes.append(f"generation: transformers' own, base and target alike: {own}")
 
 
-def _cache_fault(specimen: Specimen, model: PreTrainedModel) -> str | None:
+def _cache_fault(specimen: Specimen, model: PreTrainedModel, shift: int = 0) -> str | None:
+    """What generation with a cache gets wrong for the specimen's prompt, its tokens moved on by ``shift``."""
     inputs = {key: value[:1] for key, value in specimen.inputs(model).items()}
+    if shift:
+        inputs["input_ids"] = inputs["input_ids"].roll(shift, -1)
     options = {"max_new_tokens": NUM_NEW_TOKENS, "min_new_tokens": NUM_NEW_TOKENS, "do_sample": False,
                "return_dict_in_generate": True, "output_logits": True, "pad_token_id": 0}  # fmt: skip
     try:

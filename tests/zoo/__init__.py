@@ -10,6 +10,7 @@ import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +32,7 @@ class Specimen:
         build: A new model in evaluation mode. Every parameter and every stored float buffer is random.
         inputs: What ``forward`` takes.
         generates: Whether ``generate`` with a cache makes sense.
+        edit: What is done to the saved folder before it is taken for a base, as in a config of an older spelling.
     """
 
     family: str
@@ -39,6 +41,7 @@ class Specimen:
     build: Callable[[], PreTrainedModel]
     inputs: Callable[[PreTrainedModel], dict[str, Tensor]]
     generates: bool
+    edit: Callable[[Path], object] | None = None
 
 
 def specimens(pattern: str = "") -> list[Specimen]:

@@ -197,7 +197,7 @@ SPECIMENS = [
     row("mamba"),
     row("mamba2", num_heads=8),
     row("minimax"),
-    row("nemotron_h"),
+    row("nemotron_h", layers_block_type=[L, "mlp", F, "moe", L, "mlp", F]),
     row("olmo_hybrid"),
     row("qwen3_5_text"),
     row("qwen3_5_moe_text"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -197,6 +198,7 @@ def row(
     generates: bool = True,
     prepare: Callable[[Any], None] | None = None,
     seed: int = 0,
+    edit: Callable[[Path], object] | None = None,
     **fields: Any,
 ) -> Specimen:
     """One row of a table.
@@ -210,7 +212,8 @@ def row(
         generates: Whether ``generate`` with a cache makes sense.
         prepare: Called with the random model, to put right what noise cannot (under ``no_grad``).
         seed: Of the weights.
+        edit: See :class:`zoo.Specimen`.
         fields: Fields of the configuration that the shrinker cannot guess.
     """
     kind = model_type or family
-    return Specimen(family, kind, stack, partial(build, kind, model, seed, prepare, fields), inputs, generates)
+    return Specimen(family, kind, stack, partial(build, kind, model, seed, prepare, fields), inputs, generates, edit)
