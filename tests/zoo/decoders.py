@@ -193,7 +193,7 @@ SPECIMENS = [
     row("hy_v4"),
     row("inkling_text"),
     row("inkling_text-hub", "inkling_text", edit=hub(layer_types=..., mlp_layer_types=..., dense_mlp_idx=0,
-        local_layer_ids=[0, 1, 3, 4, 6])),
+        local_layer_ids=[0, 1, 2, 3, 4, 6])),
     row("inkling2_text"),
     row("jetmoe"),
     row("kolibri1"),

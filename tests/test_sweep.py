@@ -1,0 +1,70 @@
+"""No architecture of the zoo comes out wrong: each is up-scaled right, with proof, or refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sweep
+import zoo
+from safetensors.torch import load_file, save_file
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+ROWS = zoo.specimens()
+
+
+@pytest.mark.parametrize("specimen", ROWS, ids=[specimen.family for specimen in ROWS])
+def test_the_target_is_right_or_refused_with_the_reason(specimen: zoo.Specimen, tmp_path: Path) -> None:
+    verdict = sweep.prove(specimen, tmp_path / "specimen")
+    assert verdict.outcome != "wrong", verdict.reason
+    assert verdict.outcome == "right" or verdict.reason, "a refusal without a reason"
+
+
+def test_every_causal_language_model_of_transformers_has_a_row() -> None:
+    assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) <= {specimen.model_type for specimen in ROWS}
+
+
+# -- the sweep sees what it should ------------------------------------------------------------------------------------
+
+
+def _swap_kinds(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    kinds = config["layer_types"]
+    last = len(kinds) - 1 - kinds[::-1].index("full_attention")
+    kinds[last], kinds[last - 1] = kinds[last - 1], kinds[last]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _swap_tensors(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    one, other = (f"model.layers.{layer}.input_layernorm.weight" for layer in (8, 9))
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def _lose_a_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.11.input_layernorm.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def _widen_the_window(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "sliding_window": 9}))
+
+
+@pytest.mark.parametrize("harm", [_swap_kinds, _swap_tensors, _lose_a_tensor, _widen_the_window])
+def test_the_sweep_sees_a_harmed_target(harm: Callable[[Path], None], tmp_path: Path, monkeypatch) -> None:
+    whole = sweep.upscale
+
+    def harmful(base: Path, out: Path, *arguments: Any, **options: Any) -> Any:
+        surgery = whole(base, out, *arguments, **options)
+        harm(out)
+        return surgery
+
+    monkeypatch.setattr(sweep, "upscale", harmful)
+    (specimen,) = zoo.specimens("^gpt_oss$")
+    assert sweep.prove(specimen, tmp_path / "specimen").outcome == "wrong"
