@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 CONTAINERS = (nn.ModuleList, nn.Sequential)
+_INDICES = {"layer_idx", "layer_id", "layer_index", "layer_number"}
 
 
 class OracleError(Exception):
@@ -51,6 +52,17 @@ def rearranged(base: PreTrainedModel, target: PreTrainedModel, lists: Sequence[s
         if other is not None:
             carry.module(module, other, seen)
     return expected
+
+
+def renumber(expected: PreTrainedModel, base: PreTrainedModel, lists: Sequence[str], sources: Sequence[int]) -> None:
+    """Give each layer of a rearranged base the index of its new place: its slot in a cache that cannot be left out."""
+    for name in lists:
+        first, second = ([*layer.modules()] for layer in base.get_submodule(name)[:2])
+        for target, (layer, source) in enumerate(zip(expected.get_submodule(name), sources, strict=True)):
+            for module, one, other in zip(layer.modules(), first, second, strict=False):
+                for key in _INDICES & vars(module).keys():
+                    step = (vars(other).get(key) or 0) - (vars(one).get(key) or 0)
+                    vars(module)[key] += step * (target - source)
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module | None:
