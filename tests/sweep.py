@@ -185,7 +185,8 @@ def _prefix(specimen: Specimen, raw: dict[str, Any]) -> str | None:
     if specimen.stack is None or "." in specimen.stack:
         return specimen.stack
     words = HINTS.get(specimen.stack, (specimen.stack,))
-    found = [prefix for prefix, indices in _indexed(raw).items() if len(indices) > 1 and any(w in prefix for w in words)]
+    lists = [prefix for prefix, indices in _indexed(raw).items() if len(indices) > 1]
+    found = [prefix for prefix in lists if any(word in prefix for word in words)]
     if specimen.stack == "text":
         found = [prefix for prefix in found if not any(w in prefix for w in (*HINTS["vision"], *HINTS["audio"]))]
     # The stack proper is the outermost list, and of those the one with most layers.
@@ -246,19 +247,25 @@ def _same_bytes(base: dict[str, Any], target: dict[str, Any], n: int, sources: S
     stands behind the last layer (blocks that predict several tokens) stays behind it, or is left out.
     """
     s, before, after = len(sources), _indexed(base), _indexed(target)
-    grown = [p for p, found in before.items()
-             if {*range(n)} <= found and {*range(s)} <= after.get(p, set()) and len(after[p]) - s in (0, len(found) - n)]  # fmt: skip
+    grown = [
+        prefix
+        for prefix, found in before.items()
+        if {*range(n)} <= found
+        and {*range(s)} <= after.get(prefix, set())
+        and len(after[prefix]) - s in (0, len(found) - n)
+    ]
     if not grown:
         raise Wrong("bytes: no indexed prefix grew from n to s")
     expected: dict[str, Any] = {}
     for name, tensor in base.items():
-        prefix = next((p for p in grown if name.startswith(f"{p}.") and name[len(p) + 1 :].split(".")[0].isdigit()), None)
+        prefix = next((p for p in grown if re.match(rf"{re.escape(p)}\.\d+\.", name)), None)
         if prefix is None:
             expected[name] = tensor
             continue
         index, _, suffix = name[len(prefix) + 1 :].partition(".")
-        places = [i for i, source in enumerate(sources) if source == int(index)] or [int(index) - n + s] * (int(index) >= n)
-        expected |= {f"{prefix}.{i}.{suffix}": tensor for i in places}
+        places = [i for i, source in enumerate(sources) if source == int(index)]
+        behind = [int(index) - n + s] if int(index) >= n else []
+        expected |= {f"{prefix}.{i}.{suffix}": tensor for i in (*places, *behind)}
     if odd := sorted(target.keys() - expected.keys()):
         raise Wrong(f"bytes: {odd[0]} is there, against the plan ({len(odd)} such names)")
     for name, tensor in target.items():
@@ -274,8 +281,9 @@ def _same_slices(base: Any, target: Any, n: int, sources: Sequence[int]) -> bool
     (axis,) = axes
     dtype = {4: torch.int32, 2: torch.int16, 1: torch.int8, 8: torch.int64}
     one, other = (
-        torch.frombuffer(bytearray(raw.data), dtype=dtype[len(raw.data) // max(1, torch.Size(raw.shape).numel())])
-        .reshape(raw.shape)
+        torch.frombuffer(
+            bytearray(raw.data), dtype=dtype[len(raw.data) // max(1, torch.Size(raw.shape).numel())]
+        ).reshape(raw.shape)
         for raw in (base, target)
     )
     parts = one.split(base.shape[axis] // n, dim=axis)
@@ -305,7 +313,8 @@ def _compare(specimen: Specimen, base: PreTrainedModel, target: PreTrainedModel,
     except OracleError as error:
         raise Wrong(f"oracle: {error}") from error
     mine, its = expected.state_dict(), target.state_dict()
-    if odd := [k for k in mine.keys() | its.keys() if k not in mine or k not in its or not torch.equal(mine[k], its[k])]:
+    odd = [*(mine.keys() ^ its.keys()), *(k for k in mine.keys() & its.keys() if not torch.equal(mine[k], its[k]))]
+    if odd:
         raise Wrong(f"loaded: {min(odd)} is not what the plan puts there ({len(odd)} such tensors)")
     try:
         wanted = _forward(expected, inputs)

@@ -13,6 +13,7 @@ from .shrink import row
 
 S, F, L, CONV = "sliding_attention", "full_attention", "linear_attention", "conv"
 DENSE, SPARSE = "dense", "sparse"
+FULL, SHARED = "full", "shared"
 # A mixture of experts behind one dense layer, as DeepSeek writes it.
 FIRST_DENSE = {"first_k_dense_replace": 1}
 # DeepSeek V4 as on the hub: a ratio for each layer, and one for the block behind them.
@@ -32,6 +33,7 @@ def _language(model: torch.nn.Module) -> None:
     model.set_default_language("en_XX")
 
 
+# fmt: off
 SPECIMENS = [
     # -- dense, one kind of layer
     row("llama"),
@@ -181,8 +183,8 @@ SPECIMENS = [
     row("glm4_moe-block", "glm4_moe", edit=block_behind, **FIRST_DENSE),
     row("glm4_moe_lite"),
     row("glm_moe_dsa"),
-    row("glm_moe_dsa-shared", "glm_moe_dsa", indexer_types=["full", "shared", "full", "shared", "shared", "full", "shared"]),
-    row("glm_moe_dsa-pattern", "glm_moe_dsa", indexer_types=["full", "shared", "full", "shared", "shared", "full", "shared"],
+    row("glm_moe_dsa-shared", "glm_moe_dsa", indexer_types=[FULL, SHARED, FULL, SHARED, SHARED, FULL, SHARED]),
+    row("glm_moe_dsa-pattern", "glm_moe_dsa", indexer_types=[FULL, SHARED, FULL, SHARED, SHARED, FULL, SHARED],
         edit=hub(indexer_types=..., index_topk_pattern="FSFSSFS")),
     row("gpt_oss"),
     row("granitemoe"),
@@ -198,7 +200,8 @@ SPECIMENS = [
     row("jetmoe"),
     row("kolibri1"),
     row("laguna"),
-    row("laguna-mixed", "laguna", layer_types=[F, S, S, S, F, S, S], num_attention_heads_per_layer=[4, 8, 8, 8, 4, 8, 8]),
+    row("laguna-mixed", "laguna", layer_types=[F, S, S, S, F, S, S],
+        num_attention_heads_per_layer=[4, 8, 8, 8, 4, 8, 8]),
     row("llama4_text"),
     row("llama4_text-interleaved", "llama4_text", interleave_moe_layer_step=2),
     row("llama4_text-hub", "llama4_text", edit=hub(layer_types=..., moe_layers=..., no_rope_layers=[])),
@@ -293,3 +296,4 @@ SPECIMENS = [
     row("xlm-roberta-xl", is_decoder=True),
     row("xmod", is_decoder=True, prepare=_language),
 ]
+# fmt: on

@@ -1,4 +1,4 @@
-"""What stands in checkpoints that transformers' own ``save_pretrained`` would not write: older spellings, more tensors."""
+"""What checkpoints hold that transformers' own ``save_pretrained`` does not write: older spellings, more tensors."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ def grown_lists(base: PreTrainedModel, target: PreTrainedModel, num_base: int, n
     after = dict(target.named_modules())
     found: list[str] = []
     for name, module in base.named_modules():
-        if isinstance(module, CONTAINERS) and len(module) == num_base and not name.startswith(tuple(f"{f}." for f in found)):
-            other = after.get(name)
-            if isinstance(other, CONTAINERS) and len(other) == num_target:
+        other, inner = after.get(name), name.startswith(tuple(f"{f}." for f in found))
+        if isinstance(module, CONTAINERS) and isinstance(other, CONTAINERS) and not inner:
+            if (len(module), len(other)) == (num_base, num_target):
                 found.append(name)
     return found
 
@@ -43,7 +43,8 @@ def rearranged(base: PreTrainedModel, target: PreTrainedModel, lists: Sequence[s
     for name in lists:
         layers = base.get_submodule(name)
         copies = [copy.deepcopy(layers[source]) for source in sources]
-        expected.set_submodule(name, nn.ModuleList(copies) if isinstance(layers, nn.ModuleList) else nn.Sequential(*copies))
+        whole = nn.Sequential(*copies) if isinstance(layers, nn.Sequential) else nn.ModuleList(copies)
+        expected.set_submodule(name, whole)
     carry = _Carry(num_base, tuple(sources))
     around = [name for name, _ in expected.named_modules() if not name.startswith(tuple(f"{f}." for f in lists))]
     seen: set[int] = set()
