@@ -30,9 +30,10 @@ def grown_lists(base: PreTrainedModel, target: PreTrainedModel, num_base: int, n
     found: list[str] = []
     for name, module in base.named_modules():
         other, inner = after.get(name), name.startswith(tuple(f"{f}." for f in found))
-        if isinstance(module, CONTAINERS) and isinstance(other, CONTAINERS) and not inner:
-            if (len(module), len(other)) == (num_base, num_target):
-                found.append(name)
+        if not isinstance(module, CONTAINERS) or not isinstance(other, CONTAINERS) or inner:
+            continue
+        if (len(module), len(other)) == (num_base, num_target):
+            found.append(name)
     return found
 
 
