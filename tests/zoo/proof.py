@@ -89,6 +89,14 @@ def compare(specimen: Specimen, base: PreTrainedModel, target: PreTrainedModel, 
     lists = grown_lists(base, target, n, len(sources))
     if not lists:
         raise Wrong(f"the loaded target has no list of {len(sources)} modules where the base has {n}")
+    try:
+        expected = rearranged(base, target, lists, sources, n)
+    except OracleError as error:
+        raise Wrong(f"oracle: {error}") from error
+    mine, its = expected.state_dict(), target.state_dict()
+    odd = [*(mine.keys() ^ its.keys()), *(k for k in mine.keys() & its.keys() if not torch.equal(mine[k], its[k]))]
+    if odd:
+        raise Wrong(f"loaded: {min(odd)} is not what the plan puts there ({len(odd)} such tensors)")
     inputs = specimen.inputs(base)
     (base_layers, base_hooks), (target_layers, target_hooks) = (record_layers(m, lists) for m in (base, target))
     before, after = (_forward(model, inputs) for model in (base, target))
@@ -101,14 +109,6 @@ def compare(specimen: Specimen, base: PreTrainedModel, target: PreTrainedModel, 
     for (name, i), output in base_layers.items():
         if i < num_lower and not _equal(output, target_layers.get((name, i)), notes, "lower copy"):
             raise Wrong(f"the lower copy: {name}.{i} puts out something else than in the base")
-    try:
-        expected = rearranged(base, target, lists, sources, n)
-    except OracleError as error:
-        raise Wrong(f"oracle: {error}") from error
-    mine, its = expected.state_dict(), target.state_dict()
-    odd = [*(mine.keys() ^ its.keys()), *(k for k in mine.keys() & its.keys() if not torch.equal(mine[k], its[k]))]
-    if odd:
-        raise Wrong(f"loaded: {min(odd)} is not what the plan puts there ({len(odd)} such tensors)")
     try:
         wanted = _forward(expected, inputs)
     except Exception as error:
