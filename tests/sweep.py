@@ -9,6 +9,7 @@ thing only, the target.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import shutil
@@ -70,8 +71,7 @@ def prove(specimen: Specimen, folder: Path, num_removed: int | None = None) -> V
         num_removed: m of the plan; by default a quarter of the layers, or the nearest m that depthup then names.
     """
     start, notes = time.process_time(), list[str]()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with _quiet(), torch.no_grad():
         try:
             outcome, m, reason = _prove(specimen, folder, num_removed, notes)
         except Wrong as error:
@@ -81,6 +81,23 @@ def prove(specimen: Specimen, folder: Path, num_removed: int | None = None) -> V
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return Verdict(specimen.family, outcome, m, reason, tuple(notes), time.process_time() - start)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warning, note or bar of transformers: what it has to say of a target is asked for, and judged."""
+    logging = transformers.utils.logging
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _prove(specimen: Specimen, folder: Path, wanted: int | None, notes: list[str]) -> tuple[str, int | None, str]:
@@ -233,8 +250,6 @@ def sweep(
     chosen: Sequence[Specimen], show: Callable[[Verdict], None], num_removed: int | None = None
 ) -> Iterator[Verdict]:
     """The verdict of each specimen, shown as it comes."""
-    transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
-    transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         for specimen in chosen:
             verdict = prove(specimen, Path(scratch) / "specimen", num_removed)
