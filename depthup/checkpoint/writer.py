@@ -185,7 +185,11 @@ def _made(move: Move) -> Iterator[memoryview]:
         view = memoryview(buffer).cast("B")
         num_bytes += len(view)
         yield view
-    assert num_bytes == move.num_bytes, f"{move.name}: {num_bytes} bytes made, {move.num_bytes} expected"
+    if num_bytes != move.num_bytes:
+        raise CheckpointError(
+            f"{move.name} was made with {num_bytes} bytes, not {move.num_bytes}",
+            next_step=f"if nothing writes to {move.source.shard} meanwhile, this is a mistake in depthup: tell us",
+        )
 
 
 def _write_all(output: FileIO, buffer: Buffer) -> None:
