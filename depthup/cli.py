@@ -222,10 +222,8 @@ def _check(options: argparse.Namespace) -> int:
         print(finding)
     if findings:
         return 1
-    if options.against:
-        return _check_against(options, folder)
     print(f"{options.folder}: whole and consistent" + (", and it loads" if options.load else ""))
-    return 0
+    return _check_against(options, folder) if options.against else 0
 
 
 def _check_against(options: argparse.Namespace, folder: Path) -> int:

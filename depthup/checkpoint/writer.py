@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from threading import Lock
 
-from ..errors import OutputError
+from ..errors import CheckpointError, OutputError
 from ..files import write_json
 from .copy import Buffer, Progress, copy_range, first_difference, read_range, sync_file
 from .parallel import run_all
@@ -61,7 +61,7 @@ def write_shards(
         The names of the files that were kept.
 
     Raises:
-        CheckpointError: A source file ended before its tensor did.
+        CheckpointError: A source file ended before its tensor did, or was written to meanwhile.
         OutputError: A file of the base cannot be linked.
     """
     for shard in shards:
@@ -102,10 +102,21 @@ def _finish_shard(desk: _Desk, shard: Shard, resume: bool, report: Progress) -> 
         if resume and _is_written(desk, shard, path, inputs, report):
             desk.synced.append(desk.syncing.submit(sync_file, path))
             return shard.file
+        before = {name: _state(file) for name, file in inputs.items()}
         path.unlink(missing_ok=True)  # it may be a link to a file of the base: never write into it
         with open(path, "xb", buffering=0) as output:
             _write_shard(desk, shard, inputs, output, report)
+        for name, file in inputs.items():
+            if _state(file) != before[name]:
+                raise CheckpointError(
+                    f"{name} was written to while it was read", next_step="let nothing write to the base; run it again"
+                )
     return None
+
+
+def _state(file: FileIO) -> tuple[int, int]:
+    state = os.fstat(file.fileno())
+    return state.st_size, state.st_mtime_ns
 
 
 def _write_shard(desk: _Desk, shard: Shard, inputs: dict[str, FileIO], output: FileIO, report: Progress) -> None:
@@ -174,7 +185,11 @@ def _made(move: Move) -> Iterator[memoryview]:
         view = memoryview(buffer).cast("B")
         num_bytes += len(view)
         yield view
-    assert num_bytes == move.num_bytes, f"{move.name}: {num_bytes} bytes made, {move.num_bytes} expected"
+    if num_bytes != move.num_bytes:
+        raise CheckpointError(
+            f"{move.name} was made with {num_bytes} bytes, not {move.num_bytes}",
+            next_step=f"if nothing writes to {move.source.shard} meanwhile, this is a mistake in depthup: tell us",
+        )
 
 
 def _write_all(output: FileIO, buffer: Buffer) -> None:

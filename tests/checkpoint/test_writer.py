@@ -177,6 +177,25 @@ def test_a_source_that_shrinks_meanwhile_is_an_error(mixed: Path, tmp_path: Path
         write(mixed, moves, tmp_path / "out")
 
 
+def test_a_source_that_is_written_to_meanwhile_is_an_error(mixed: Path, tmp_path: Path, monkeypatch) -> None:
+    real = os.copy_file_range
+
+    def edit_first(*args: int, **options: int) -> int:
+        os.utime(mixed / SINGLE_NAME, ns=(1, 1))
+        return real(*args, **options)
+
+    monkeypatch.setattr(os, "copy_file_range", edit_first)
+    with pytest.raises(CheckpointError, match=r"was written to while it was read[\s\S]*next:"):
+        write(mixed, moves_of(mixed), tmp_path / "out")
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3, 8])
+def test_however_many_threads_write_the_bytes_are_the_same(base, tmp_path: Path, num_threads: int) -> None:
+    source = base("llama", shard_size="60KB")
+    moves = [Move(tensor.name, tensor) for tensor in open_checkpoint(source).tensors.values()]
+    assert write(source, moves, tmp_path / "out", 20_000, num_threads=num_threads) == pico.raw(source)
+
+
 def test_other_errors_of_the_kernel_are_raised_at_once(mixed: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(os, "copy_file_range", unsupported(errno.EIO))
     monkeypatch.setattr(os, "sendfile", unsupported(errno.EBADMSG))
