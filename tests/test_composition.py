@@ -130,8 +130,10 @@ PAIRS = [
     ("0-4,4:learned,5,5:learned,6", "0-7,5,5,2-5,7"),
 ]
 # What the init itself refuses: unlike layers, experts, fused projections.
-NOT_FOR = {("transport", "gpt2"), ("transport", "gemma3_text"), ("transport", "qwen2_moe"), ("transport", "mixtral"), ("learned", "qwen2_moe"),
-           ("learned", "mixtral")}  # fmt: skip
+NOT_FOR = {
+    ("transport", "gpt2"), ("transport", "gemma3_text"), ("transport", "qwen2_moe"), ("transport", "mixtral"),
+    ("learned", "qwen2_moe"), ("learned", "mixtral"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
