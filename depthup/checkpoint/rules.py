@@ -23,7 +23,7 @@ class Rule:
 
 
 def require(plan: LayerPlan, rules: Sequence[Rule]) -> None:
-    """Raise :class:`PlanError` for the first rule that the plan breaks, naming each m, or layer to drop, that keeps them all."""
+    """Raise :class:`PlanError` for the first rule that the plan breaks, naming each m or layer that keeps all."""
     for rule in rules:
         if not rule.holds(plan):
             n = plan.num_base_layers
