@@ -10,8 +10,10 @@ from .errors import PlanError
 if TYPE_CHECKING:
     from .layers import Init, LayerPlan
 
-# Said of base layers alone, so a copy of such a layer can be made from the base at any other place of any other plan.
-_FIXED = ("copy", "identity", "average", "slerp")
+# Made of base layers alone, so such a layer can be made from the base at any other place of any other plan. The second
+# row is if its factor is given.
+_FIXED = ("copy", "identity", "average", "slerp", "learned", "transport")
+_FACTORS = ("attenuated", "norm-matched")
 
 
 def composed_inits(first: LayerPlan, second: LayerPlan) -> tuple[Init, ...]:
@@ -35,14 +37,13 @@ def composed_inits(first: LayerPlan, second: LayerPlan) -> tuple[Init, ...]:
 
 def _on_top(first: LayerPlan, layer: int, init: Init) -> Init | None:
     below = first.init(layer)
-    fixed = below.kind in _FIXED or bool(below.kind == "attenuated" and below.numbers)
     if init.kind == "copy":
-        return below if fixed else None
-    if init.kind == "identity" and below.kind in ("copy", "identity", "attenuated"):
+        return below if below.kind in _FIXED or (below.kind in _FACTORS and below.numbers) else None
+    if init.kind == "identity" and below.kind in ("copy", "identity", *_FACTORS):
         return init  # zero outputs stay zero, all else is a copy
     if below.kind != "copy":
         return None
-    if init.kind == "attenuated" and init.numbers:
+    if init.kind in _FACTORS and init.numbers:
         return init
     if init.kind in ("average", "slerp"):
         partner = int(init.numbers[0]) if init.numbers else layer + 1

@@ -23,15 +23,17 @@ class Rule:
 
 
 def require(plan: LayerPlan, rules: Sequence[Rule]) -> None:
-    """Raise :class:`PlanError` for the first rule that the plan breaks, naming each m that keeps them all."""
+    """Raise :class:`PlanError` for the first rule that the plan breaks, naming each m or layer that keeps all."""
     for rule in rules:
         if not rule.holds(plan):
             n = plan.num_base_layers
-            fitting = [m for m in range((n + 1) // 2) if all(r.holds(LayerPlan.upscale(n, m)) for r in rules)]
-            raise PlanError(
-                f"{rule.reason}, and the plan {plan.text} breaks that",
-                allowed=f"for depth up-scaling m in {fitting}" if fitting else "no m keeps it",
-            )
+            if plan.num_target_layers < n:
+                kept = [i for i in range(n) if all(r.holds(LayerPlan.drop(n, (i,))) for r in rules)]
+                allowed = f"of single layers, {kept} can be dropped" if kept else "no layer can be dropped"
+            else:
+                kept = [m for m in range((n + 1) // 2) if all(r.holds(LayerPlan.upscale(n, m)) for r in rules)]
+                allowed = f"for depth up-scaling m in {kept}" if kept else "no m keeps it"
+            raise PlanError(f"{rule.reason}, and the plan {plan.text} breaks that", allowed=allowed)
 
 
 def number_rules(scope: Mapping[str, Any], stack: Stack) -> Iterator[Rule]:

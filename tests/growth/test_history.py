@@ -10,7 +10,7 @@ import pico
 import pytest
 
 from depthup.cli import main
-from depthup.errors import CheckpointError
+from depthup.errors import CheckpointError, PlanError
 from depthup.growth.history import read_history, undo_plan
 from depthup.growth.manifest import MANIFEST_NAME
 from depthup.growth.surgery import upscale
@@ -93,6 +93,12 @@ def test_a_manifest_that_does_not_fit_stops_surgery_before_it_writes(base, tmp_p
     assert not (tmp_path / "again").exists()
     path.unlink()
     upscale(tmp_path / "grown", tmp_path / "again", LayerPlan.upscale(10, 1))
+
+
+def test_dropping_what_a_threshold_counts_names_the_layers_that_can_be_dropped(base, tmp_path: Path) -> None:
+    """DeepSeek-V2: the first layer is dense, and only that."""
+    with pytest.raises(PlanError, match=r"first_k_dense_replace = 1[\s\S]*of single layers, \[1, 2, 3, 4, 5, 6\] can"):
+        upscale(base("deepseek_v2"), tmp_path / "out", LayerPlan.drop(N, (0,)))
 
 
 def test_a_trained_model_is_a_base_of_its_own(base, tmp_path: Path) -> None:
