@@ -94,8 +94,11 @@ examples:
   depthup upscale mistral-7b solar-base --remove 8
   depthup upscale mistral-7b deeper --layers 0-23,8-31 --dry-run
   depthup upscale mistralai/Mistral-7B-v0.1 solar-base --preset solar
+  depthup upscale my-lora solar-lora --remove 8 --base-model solar-base     a PEFT adapter, by its model's plan
 """)  # fmt: skip
-    parser.add_argument("base", metavar="BASE", help="checkpoint folder, or a model on the hub as owner/name")
+    parser.add_argument(
+        "base", metavar="BASE", help="checkpoint or adapter folder, or a model on the hub as owner/name"
+    )
     parser.add_argument("out", metavar="OUT", help="folder to make; it must not exist")
     _add_plan_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
@@ -105,27 +108,21 @@ examples:
         "--config-list", action="append", default=[], metavar="KEY=layers|keep",
         help="whether a list in config.json that depthup does not know has one value for each layer",
     )  # fmt: skip
+    adapters = parser.add_argument_group("where BASE is an adapter")
+    adapters.add_argument("--base-layers", type=int, metavar="N", help="depth of its model, if it cannot be told")
+    adapters.add_argument("--base-model", metavar="NAME", help="the up-scaled model, for its base_model_name_or_path")
 
 
 def _upscale(options: argparse.Namespace) -> None:
-    from .checkpoint.names import find_stack
-    from .checkpoint.reader import open_checkpoint
     from .checkpoint.remote import local_folder
     from .files import refuse_existing
-    from .growth.surgery import plan_surgery, publish_surgery
-    from .presets import make_plan
+    from .growth.adapters import is_adapter
+    from .growth.surgery import publish_surgery
 
     out = Path(options.out)
     refuse_existing(out)
-    base = open_checkpoint(local_folder(options.base))
-    stack = find_stack(base.tensors, base.config, options.stack)
-    surgery = plan_surgery(
-        base,
-        make_plan(stack.num_layers, **_plan_options(options)),
-        stack=stack,
-        config_lists=_config_lists(options.config_list),
-        max_shard_bytes=int(options.max_shard_gb * 1e9),
-    )
+    folder = local_folder(options.base)
+    surgery = _adapter_surgery(options, folder) if is_adapter(folder) else _model_surgery(options, folder)
     print(surgery.describe())
     if options.dry_run:
         print(f"dry run: {out} was not written")
@@ -133,6 +130,36 @@ def _upscale(options: argparse.Namespace) -> None:
     with _bytes_bar(surgery.num_bytes, "upscale") as advance:
         publish_surgery(surgery, out, advance)
     print(f"written: {out}")
+
+
+def _model_surgery(options: argparse.Namespace, folder: Path) -> Any:
+    from .checkpoint.names import find_stack
+    from .checkpoint.reader import open_checkpoint
+    from .errors import PlanError
+    from .growth.surgery import plan_surgery
+    from .presets import make_plan
+
+    if options.base_layers is not None or options.base_model is not None:
+        raise PlanError(f"{options.base} is no adapter", next_step="leave out --base-layers and --base-model")
+    base = open_checkpoint(folder)
+    stack = find_stack(base.tensors, base.config, options.stack)
+    return plan_surgery(
+        base,
+        make_plan(stack.num_layers, **_plan_options(options)),
+        stack=stack,
+        config_lists=_config_lists(options.config_list),
+        max_shard_bytes=int(options.max_shard_gb * 1e9),
+    )
+
+
+def _adapter_surgery(options: argparse.Namespace, folder: Path) -> Any:
+    from .growth.adapters import adapter_stack, open_adapter, plan_adapter
+    from .presets import make_plan
+
+    adapter = open_adapter(folder)
+    stack = adapter_stack(adapter, options.base_layers, options.stack)
+    plan = make_plan(stack.num_layers, **_plan_options(options))
+    return plan_adapter(adapter, stack, plan, options.base_model)
 
 
 def _positive(text: str) -> float:

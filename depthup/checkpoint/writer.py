@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import EBADF, EINVAL, ENOSPC, ENOSYS, ENOTSOCK, EOPNOTSUPP, EPERM, EXDEV
 from io import FileIO
 from math import prod
@@ -58,6 +58,7 @@ class Shard:
 
     file: str
     moves: tuple[Move, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_data_bytes(self) -> int:
@@ -65,7 +66,7 @@ class Shard:
 
     def header(self) -> bytes:
         """The safetensors header, padded so that the data begin at a multiple of 8 bytes."""
-        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        entries: dict[str, object] = {"__metadata__": {**self.metadata, "format": "pt"}}
         position = 0
         for move in self.moves:
             end = position + move.num_bytes
@@ -87,12 +88,12 @@ def plan_shards(moves: Sequence[Move], max_shard_bytes: int) -> tuple[Shard, ...
         groups[-1].append(move)
         filled += move.num_bytes
     if len(groups) == 1:
-        return (Shard(SINGLE_NAME, _aligned(groups[0])),)
+        return (Shard(SINGLE_NAME, align(groups[0])),)
     names = (f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups)))
-    return tuple(Shard(name, _aligned(group)) for name, group in zip(names, groups, strict=True))
+    return tuple(Shard(name, align(group)) for name, group in zip(names, groups, strict=True))
 
 
-def _aligned(moves: list[Move]) -> tuple[Move, ...]:
+def align(moves: Sequence[Move]) -> tuple[Move, ...]:
     """Wide types first, so that each tensor begins at a multiple of its width; the order is kept within a width."""
     return tuple(sorted(moves, key=lambda move: -DTYPE_BITS[move.source.dtype]))
 

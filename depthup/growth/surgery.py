@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from errno import ENOSPC
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..checkpoint.carry import carried_files, carry
 from ..checkpoint.config import Rule, grow_config, layer_kinds, refuse_family
 from ..checkpoint.fields import SPECIAL_ENDS, STORED_FIRST
 from ..checkpoint.names import Stack, find_stack, find_stacks, indexed_prefixes
+from ..checkpoint.quantization import carry_metadata, carry_side_files, layer_forms
 from ..checkpoint.reader import Checkpoint, Tensor, open_checkpoint
 from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
 from ..errors import CheckpointError, OutputError, PlanError
@@ -29,6 +30,7 @@ from .inits import Bench, start_layer
 from .special import outside_move
 
 MANIFEST_NAME = "depthup.json"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
 
@@ -41,8 +43,10 @@ class Surgery:
         stack: Its layers.
         plan: The base layer of each target layer.
         shards: The files to write, with every target tensor and its source.
-        config: The target's ``config.json``.
+        config: The target's ``config.json``, or ``adapter_config.json``.
         config_changes: What differs from the base's, one line each.
+        files: Other JSON files that differ from the base's, by name.
+        config_name: The file that the config is written to.
     """
 
     base: Checkpoint
@@ -51,6 +55,8 @@ class Surgery:
     shards: tuple[Shard, ...]
     config: Mapping[str, Any]
     config_changes: tuple[str, ...]
+    files: Mapping[str, Any] = field(default_factory=dict)
+    config_name: str = "config.json"
 
     @cached_property
     def moves(self) -> tuple[Move, ...]:
@@ -105,6 +111,11 @@ def plan_surgery(
         CheckpointError: The layers or the config cannot be carried over by index.
         PlanError: The plan was made for another depth, or breaks a period that the config states.
     """
+    if (base.folder / ADAPTER_CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"{base.folder} holds a model and an adapter ({ADAPTER_CONFIG_NAME})",
+            next_step="put the adapter into a folder of its own; `depthup upscale` grows it by the same plan",
+        )
     stack = stack or find_stack(base.tensors, base.config)
     if plan.num_base_layers != stack.num_layers:
         raise PlanError(
@@ -115,13 +126,17 @@ def plan_surgery(
     layers, outside = _sorted_tensors(base, stack)
     shared = _shared_tensors(stack, layers)
     _refuse_lists_beside(base, stack)
-    edit = grow_config(base.config, stack, plan, config_lists, list(_rules(base, stack, layers)))
+    edit = grow_config(base.config, stack, plan, config_lists, list(_rules(base, stack, layers)), base.tensors)
+    files = carry_side_files(base.folder, stack, plan, base.tensors)
     bench = Bench(base, stack, plan, layers)
     grown = [move for target in range(plan.num_target_layers) for move in start_layer(bench, target)]
     grown[: len(layers[plan.sources[0]])] += [Move(stack.name(0, suffix), tensor) for suffix, tensor in shared.items()]
     before, after = ([outside_move(base, stack, plan, tensor) for tensor in tensors] for tensors in outside)
     moves = [*before, *grown, *after]
-    return Surgery(base, stack, plan, plan_shards(moves, max_shard_bytes), edit.config, edit.changes)
+    changes = (*edit.changes, *(f"{name}: layers named by index -> named by the plan" for name in files))
+    metadata = carry_metadata(base.metadata, stack, plan)
+    shards = tuple(replace(shard, metadata=metadata) for shard in plan_shards(moves, max_shard_bytes))
+    return Surgery(base, stack, plan, shards, edit.config, changes, files)
 
 
 def write_surgery(surgery: Surgery, folder: Path, progress: Progress | None = None) -> None:
@@ -134,7 +149,8 @@ def write_surgery(surgery: Surgery, folder: Path, progress: Progress | None = No
     base = surgery.base.folder
     try:
         carry(base, folder)
-        write_json(folder / "config.json", surgery.config)
+        for name, value in {surgery.config_name: surgery.config, **surgery.files}.items():
+            write_json(folder / name, value)
         write_shards(base, surgery.shards, folder, progress)
         write_json(folder / MANIFEST_NAME, _manifest(surgery))
     except OSError as error:
@@ -239,11 +255,12 @@ def _rules(base: Checkpoint, stack: Stack, layers: Mapping[int, Mapping[str, Ten
     num_first, num_last = SPECIAL_ENDS.get(str(stack.fields(base.config).get("model_type")), (0, 0))
     special = {*range(num_first), *range(n - num_last, n)}
     first_of: dict[tuple[str, ...], int] = {}
+    forms = layer_forms(layers, base.config, stack)
     for layer, kind in enumerate(layer_kinds(base.config, stack)):
         if layer in special:
             continue
         first = first_of.setdefault(kind, layer)
-        one, other = ({(suffix, tensor.shape) for suffix, tensor in layers[i].items()} for i in (first, layer))
+        one, other = ({*forms[i].items()} for i in (first, layer))
         if one != other:
             raise CheckpointError(
                 f"layers {first} and {layer} of {stack.prefix} hold unlike tensors ({min(one ^ other)[0]}), and nothing"
