@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from ..layers import LayerPlan
 from .names import Stack
 from .reader import Tensor
-from .selectors import Modules, Rule, carry_fields, dynamic, general, globbed, prefixed, qualified, searched
+from .selectors import Modules, Rule, carry_fields, dynamic, general, globbed, named_or_searched, prefixed, qualified, searched
 
 # Objects of config.json that describe how weights are quantised (the last is MLX's).
 CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
@@ -28,7 +28,7 @@ CACHE_SCALES = "kv_cache_scales.json"
 # How what stands below a field is read; all other fields are read by the form of each string.
 _RULES: dict[str, Rule | None] = {
     "dataset": None, "tokenizer": None, "meta": None, "nsamples": None,  # what the weights were calibrated on
-    "dynamic": dynamic, "module_quant_configs": searched, "extra_config": searched,
+    "dynamic": dynamic, "module_quant_configs": searched, "extra_config": named_or_searched,
     "ignore": prefixed, "targets": prefixed, "fqn_to_config": qualified, "module_fqn_to_config": qualified,
     "exclude_modules": globbed, "quantized_layers": globbed, "exclude": globbed, "layer_quant_config": globbed,
 }  # fmt: skip

@@ -30,6 +30,7 @@ _TEXT_HEADS = (
     "model", "language_model", "language_model.model", "model.language_model", "transformer", "model.text_model",
     "text_model.model", "model.decoder", "decoder", "thinker.model",
 )  # fmt: skip
+_MOST_NAMES = 500  # a list of more is no way to write a selector
 _OTHER_SENSES = re.compile(r"vis|image|video|audio|speech|encoder")
 
 
@@ -67,8 +68,13 @@ def dynamic(selector: str) -> Selects:
 
 
 def searched(selector: str) -> Selects:
-    """A whole name, or a pattern anywhere in it (Gemma, AutoRound)."""
-    return pattern(selector, re.Pattern.search) if re.search(r"[*+?^$()\[\]{}|\\]", selector) else selector.__eq__
+    """Gemma: a pattern anywhere in the name."""
+    return pattern(selector, re.Pattern.search)
+
+
+def named_or_searched(selector: str) -> Selects:
+    """AutoRound: a whole name, or, if it has a sign that names lack, a pattern anywhere in the name."""
+    return searched(selector) if re.search(r"[*+?^$()\[\]{}|\\]", selector) else selector.__eq__
 
 
 def globbed(selector: str) -> Selects:
@@ -197,7 +203,8 @@ def carry_selector(
     layers = [target for target, source in modules.places
               if any(f"{prefix}.{target}{suffix}" in wanted for suffix in modules.suffixes[source])]  # fmt: skip
     rewritten = (texts for texts in _rewritings(selector, modules, layers) if not alone or len(texts) == 1)
-    for candidate in ([selector], *rewritten, *_spelt_out(wanted)):
+    sign = selector[:2] if selector[:2] in ("+:", "-:") else ""  # GPTQModel's, which says what is done
+    for candidate in ([selector], *rewritten, *_spelt_out(wanted, sign)):
         readers = [rule(text) for text in candidate]
         if all(any(reads(target) for reads in readers) == (target in wanted) for target, _ in pairs):
             return candidate
@@ -239,9 +246,10 @@ def carry_fields(value: Any, modules: Modules, rules: Mapping[str, Rule | None],
             for new in carry_selector(key, rule, modules, where=where):
                 result[new] = carried
         return result
-    if isinstance(value, str) and "," in value and any(_plain(part.strip(), modules) for part in value.split(",")):
-        parts = [_plain(part.strip(), modules) or [part.strip()] for part in value.split(",")]
-        return ",".join(part for several in parts for part in several)
+    if isinstance(value, str) and "," in value:
+        names = [part.strip() for part in value.split(",")]
+        copies = [copy for name in names for copy in (_plain(name, modules) or [name])]
+        return value if copies == names else ",".join(copies)
     return value
 
 
@@ -299,8 +307,10 @@ def _alternatives(indices: Sequence[int], modules: Modules) -> str:
     return f"(?:{'|'.join(map(str, indices))})" if indices else "(?!)"
 
 
-def _spelt_out(wanted: set[str]) -> Iterator[list[str]]:
-    """The names themselves: the outermost alone, then all."""
+def _spelt_out(wanted: set[str], sign: str) -> Iterator[list[str]]:
+    """The names themselves: the outermost alone, all, all as patterns of the whole name."""
     names = sorted(wanted)
-    yield [name for name in names if name.rpartition(".")[0] not in wanted]
-    yield names
+    yield [sign + name for name in names if name.rpartition(".")[0] not in wanted]
+    if len(names) <= _MOST_NAMES:
+        yield [sign + name for name in names]
+        yield [f"{sign}^{re.escape(name)}$" for name in names]
