@@ -32,6 +32,7 @@ _RULES: dict[str, Rule | None] = {
     "ignore": prefixed, "targets": prefixed, "fqn_to_config": qualified, "module_fqn_to_config": qualified,
     "exclude_modules": globbed, "quantized_layers": globbed, "exclude": globbed, "layer_quant_config": globbed,
 }  # fmt: skip
+_INNER = ("weight", "centroids", "res_centroids")  # what stands below a linear map: bitsandbytes, VPTQ
 _DESCRIBED = "tensor_names"  # torchao: which tensors the file's metadata describes
 _FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 _WEIGHTS = (".weight", ".bias")
@@ -152,7 +153,7 @@ def _modules(names: Iterable[str]) -> Iterator[str]:
     """The modules that hold tensors, and those around them; ``up_proj.weight.absmax`` is one of ``up_proj``."""
     for name in names:
         parts = name.split(".")
-        depth = parts.index("weight") if "weight" in parts else len(parts) - 1
+        depth = min([parts.index(inner) for inner in _INNER if inner in parts], default=len(parts) - 1)
         yield from (".".join(parts[:i]) for i in range(1, depth + 1))
 
 
