@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from math import prod
 
@@ -59,6 +59,7 @@ class Shard:
     file: str
     moves: tuple[Move, ...]
     link: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_data_bytes(self) -> int:
@@ -88,7 +89,7 @@ class Shard:
         The data begin at a multiple of 8 bytes, and, counted in blocks of 4096 bytes, at the place that puts most of
         the copied bytes as far into a block as they are in the base. File systems that share blocks need that.
         """
-        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        entries: dict[str, object] = {"__metadata__": {**self.metadata, "format": "pt"}}
         position = 0
         for move in self.moves:
             end = position + move.num_bytes
@@ -130,7 +131,7 @@ def plan_shards(moves: Sequence[Move], max_shard_bytes: int, to_link: Iterable[T
     parts = _cut_evenly(rest, max_shard_bytes)
     of_one_file = [list(part) for _, part in groupby(rest, lambda move: move.source.shard)]
     finer = [part for moves_of_file in of_one_file for part in _cut_evenly(moves_of_file, max_shard_bytes)]
-    groups += [(None, _aligned(part)) for part in (finer if 2 * len(finer) < 3 * len(parts) else parts)]
+    groups += [(None, align(part)) for part in (finer if 2 * len(finer) < 3 * len(parts) else parts)]
     if len(groups) == 1:
         return (Shard(SINGLE_NAME, tuple(groups[0][1]), groups[0][0]),)
     names = (f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups)))
@@ -172,6 +173,6 @@ def _cut(sizes: Sequence[int], max_bytes: int) -> Iterator[int]:
         yield len(sizes)
 
 
-def _aligned(moves: list[Move]) -> list[Move]:
+def align(moves: Sequence[Move]) -> list[Move]:
     """Wide types first, so that each tensor begins at a multiple of its width; the order is kept within a width."""
     return sorted(moves, key=lambda move: -DTYPE_BITS[move.source.dtype])

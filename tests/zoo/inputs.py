@@ -226,7 +226,11 @@ def pictured_one_tile(model: PreTrainedModel) -> Inputs:
 def pictured_grid(model: PreTrainedModel) -> Inputs:
     """As :func:`pictured`, the images as patches in a row and their grids [time, height, width], as in Qwen2-VL."""
     config: Any = model.config.vision_config
-    width = 3 * (getattr(config, "temporal_patch_size", None) or getattr(config, "patch_temporal", 1)) * config.patch_size**2
+    width = (
+        3
+        * (getattr(config, "temporal_patch_size", None) or getattr(config, "patch_temporal", 1))
+        * config.patch_size**2
+    )
     grid = torch.tensor([[1, 4, 4]] * 2)
     return _pictured(model, {"pixel_values": _noise(32, width), "image_grid_thw": grid})
 
@@ -242,7 +246,9 @@ def pictured_kinds(model: PreTrainedModel) -> Inputs:
 def pictured_squares(model: PreTrainedModel) -> Inputs:
     """As :func:`pictured_grid`, each patch a square of its own."""
     side = model.config.vision_config.patch_size
-    return _pictured(model, {"pixel_values": _noise(32, 3, side, side), "image_grid_thw": torch.tensor([[1, 4, 4]] * 2)})
+    return _pictured(
+        model, {"pixel_values": _noise(32, 3, side, side), "image_grid_thw": torch.tensor([[1, 4, 4]] * 2)}
+    )
 
 
 def pictured_merged(model: PreTrainedModel) -> Inputs:
@@ -300,7 +306,10 @@ def _sound(model: PreTrainedModel) -> Inputs:
     """Mel features [2, bins, frames] of a Whisper-like encoder, none of them padded."""
     config: Any = model.config.audio_config
     frames = 2 * getattr(config, "max_source_positions", 128)
-    return {"input_features": _noise(2, config.num_mel_bins, frames), "input_features_mask": torch.ones(2, frames).long()}
+    return {
+        "input_features": _noise(2, config.num_mel_bins, frames),
+        "input_features_mask": torch.ones(2, frames).long(),
+    }
 
 
 def _heard(model: PreTrainedModel, parts: Inputs) -> Inputs:
