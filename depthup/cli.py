@@ -14,6 +14,7 @@ from typing import Any
 
 from . import __version__
 from .errors import DepthupError
+from .layers import LayerPlan
 from .recipe_verbs import add_report, add_run, add_status
 from .recipe_verbs import add_verb as _verb
 
@@ -23,6 +24,8 @@ ways to say the plan (n base layers, m removed from each copy, s = 2 (n - m) tar
   --target-layers 48    depth up-scaling to s = 48
   --layers 0-23,8-31    any stack: layers and inclusive runs, the first layer is 0
   --preset solar        a published plan: {presets}
+a layer that does not start as a plain copy: --layers 0-9,9:identity,10-31; it may start as
+  {inits}
 """
 
 
@@ -69,6 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_plan_options(parser: Any, title: str = "the plan, one of") -> None:
+    from .layers import INITS
     from .presets import PRESETS
 
     group = parser.add_argument_group(title)
@@ -76,11 +80,14 @@ def _add_plan_options(parser: Any, title: str = "the plan, one of") -> None:
     group.add_argument("--target-layers", type=int, metavar="S", help="depth of the target")
     group.add_argument("--layers", metavar="PLAN", help="the base layer of each target layer, as in 0-23,8-31")
     group.add_argument("--preset", metavar="NAME", help="a published plan")
-    parser.epilog += _PLAN_EXAMPLES.format(presets=", ".join(PRESETS))
+    group.add_argument(
+        "--blend", type=int, metavar="WIDTH", help="with it: overlap the slices at each seam by averaged layers"
+    )
+    parser.epilog += _PLAN_EXAMPLES.format(presets=", ".join(PRESETS), inits=", ".join(INITS))
 
 
 def _plan_options(options: argparse.Namespace) -> dict[str, Any]:
-    return {key: getattr(options, key) for key in ("remove", "target_layers", "layers", "preset")}
+    return {key: getattr(options, key) for key in ("remove", "target_layers", "layers", "preset", "blend")}
 
 
 def _names_a_plan(options: argparse.Namespace) -> bool:
@@ -93,10 +100,13 @@ examples:
   depthup upscale mistral-7b solar-base --remove 8
   depthup upscale mistral-7b deeper --layers 0-23,8-31 --dry-run
   depthup upscale mistralai/Mistral-7B-v0.1 solar-base --preset solar
+  depthup upscale mistral-7b pro --layers 0-15,15:identity,16-31,31:identity
+  depthup upscale mistral-7b matched --layers 0-23,8-11:norm-matched,12-31 --calibration text.txt
 """)  # fmt: skip
     parser.add_argument("base", metavar="BASE", help="checkpoint folder, or a model on the hub as owner/name")
     parser.add_argument("out", metavar="OUT", help="folder to make; it must not exist")
     _add_plan_options(parser)
+    parser.add_argument("--calibration", metavar="FILE", help="text (.txt, .jsonl) to measure norms for norm-matched on")
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
     parser.add_argument("--max-shard-gb", type=_positive, default=5.0, metavar="GB", help="size of output files (5)")
     parser.add_argument(
@@ -132,9 +142,10 @@ def _upscale(options: argparse.Namespace) -> None:
     refuse_existing(out)
     base = open_checkpoint(local_folder(options.base))
     stack = find_stack(base.tensors, base.config, options.stack)
+    plan = make_plan(stack.num_layers, **_plan_options(options))
     surgery = plan_surgery(
         base,
-        make_plan(stack.num_layers, **_plan_options(options)),
+        plan if options.calibration is None else _measured(plan, options, base.folder),
         stack=stack,
         config_lists=_config_lists(options.config_list),
         max_shard_bytes=int(options.max_shard_gb * 1e9),
@@ -152,6 +163,15 @@ def _upscale(options: argparse.Namespace) -> None:
     if options.resume:
         print(f"resumed: {len(kept)} of {len(surgery.shards)} files were whole and of this base and plan")
     print(f"written: {out}")
+
+
+def _measured(plan: LayerPlan, options: argparse.Namespace, base: Path) -> LayerPlan:
+    from .data.sources import Files
+    from .growth.norms import measure_norms
+    from .models import resolve_device
+
+    texts = (document.text for document in Files((options.calibration,)).documents())
+    return measure_norms(base, plan, texts, stack=options.stack, device=resolve_device("auto"))
 
 
 def _positive(text: str) -> float:

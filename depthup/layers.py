@@ -417,4 +417,4 @@ def _require_partner(source: int, init: Init, num_base_layers: int) -> None:
             else f"put the new layer between {source - 1} and {source}, as in {source - 1}:{init.kind}",
         )
     if not all(0 <= share <= 1 for share in init.numbers[1:]):
-        raise PlanError(f"'{source}:{init}' takes {init.numbers[1]:g} of the second layer", allowed="a share from 0 to 1")
+        raise PlanError(f"'{source}:{init}' takes {init.numbers[1]:g} of a layer", allowed="a share from 0 to 1")

@@ -120,12 +120,24 @@ def make_plan(
     target_layers: int | None = None,
     layers: str | None = None,
     preset: str | None = None,
+    blend: int | None = None,
 ) -> LayerPlan:
     """The plan of exactly one of the four ways to say it: m, s, the one-line grammar, a preset.
 
+    Args:
+        num_base_layers: Depth of the base.
+        remove: m.
+        target_layers: s.
+        layers: The one-line grammar.
+        preset: A key of :data:`PRESETS`.
+        blend: Width over which the seams of any of these are blended.
+
     Raises:
-        PlanError: None or several are given, or the one given does not fit the base.
+        PlanError: None or several of the four are given, or the one given does not fit the base, or the width it.
     """
+    if blend is not None:
+        plain = make_plan(num_base_layers, remove=remove, target_layers=target_layers, layers=layers, preset=preset)
+        return plain.blend(blend)
     given = [way for way in (remove, target_layers, layers, preset) if way is not None]
     if len(given) != 1:
         raise PlanError(

@@ -47,7 +47,7 @@ def learned(bench: Bench, target: int) -> dict[str, Maker]:
             the paper does not treat.
     """
     source = bench.plan.sources[target]
-    makers = {}
+    makers: dict[str, Maker] = {}
     for suffix, pair in neighbours(bench, target).items():
         tensor = pair[0]
         if len(tensor.shape) == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -39,21 +39,21 @@ def neighbours(bench: Bench, target: int) -> dict[str, tuple[Tensor, Tensor]]:
     source, numbers = bench.plan.sources[target], bench.plan.init(target).numbers
     partner = int(numbers[0]) if numbers else source + 1
     one, other = bench.layers[source], bench.layers[partner]
-    pairs = {}
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for suffix in sorted(one.keys() | other.keys()):
-        pair = one.get(suffix), other.get(suffix)
-        if pair[0] is None or pair[1] is None or pair[0].shape != pair[1].shape:
+        a, b = one.get(suffix), other.get(suffix)
+        if a is None or b is None or a.shape != b.shape:
             raise CheckpointError(
                 f"layers {source} and {partner} cannot be mixed: they are unlike in {suffix}"
-                f" ({' and '.join('none' if tensor is None else str(list(tensor.shape)) for tensor in pair)})",
+                f" ({' and '.join('none' if tensor is None else str(list(tensor.shape)) for tensor in (a, b))})",
                 next_step="mix layers of one kind; the config says which are (layer_types and the like)",
             )
-        if all(tensor.dtype in FLOATS for tensor in pair):
-            pairs[suffix] = pair
-        elif not _equal(bench.base.folder, *pair):
+        if a.dtype in FLOATS and b.dtype in FLOATS:
+            pairs[suffix] = a, b
+        elif not _equal(bench.base.folder, a, b):
             raise CheckpointError(
-                f"layers {source} and {partner} cannot be mixed: {suffix} is stored as {pair[0].dtype}, in which"
-                " numbers cannot be averaged (quantised weights)",
+                f"layers {source} and {partner} cannot be mixed: {suffix} is stored as {a.dtype}, in which numbers"
+                " cannot be averaged (quantised weights)",
                 allowed=", ".join(FLOATS),
                 next_step="mix the layers of the unquantised model",
             )
@@ -67,13 +67,10 @@ def _mixed(
     share = numbers[1] if len(numbers) > 1 else 0.5
     folder = bench.base.folder
 
-    def maker(pair: tuple[Tensor, Tensor]) -> Maker:
-        def make() -> Iterable[bytes]:
-            return computed(folder, pair, partial(_sum, *weights(folder, pair, share)), pair[0].dtype)()
+    def make(pair: tuple[Tensor, Tensor]) -> Iterable[bytes]:
+        return computed(folder, pair, partial(_sum, *weights(folder, pair, share)), pair[0].dtype)()
 
-        return make
-
-    return {suffix: maker(pair) for suffix, pair in neighbours(bench, target).items()}
+    return {suffix: partial(make, pair) for suffix, pair in neighbours(bench, target).items()}
 
 
 def _sum(weight: float, other_weight: float, values: Array, others: Array) -> Array:

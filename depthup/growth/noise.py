@@ -17,7 +17,7 @@ from .inits import Bench, Maker
 _STANDARD_DEVIATION = 0.02  # the default of transformers' configs, for those that say nothing
 _CHUNK_ELEMENTS = 1 << 21
 # Weights of linear maps, of single experts or all of them in one tensor; not convolutions, decays and the like.
-_DRAWN = re.compile(r"(?:^|\.)(?!.*conv)(?:.*\.weight|.*experts\.(?:.*\.)?(?:gate_up_proj|gate_proj|up_proj|down_proj|[vw][123]))$")
+_DRAWN = re.compile(r"^(?!.*conv)(?:.*\.weight|.*experts\.(?:mlp\.)?(?:gate_up_proj|up_proj|down_proj|[vw][123]))$")
 
 
 def random(bench: Bench, target: int) -> dict[str, Maker]:
@@ -51,10 +51,8 @@ def random(bench: Bench, target: int) -> dict[str, Maker]:
 
 
 def _standard_deviation(bench: Bench) -> float:
-    scope = bench.base.config
-    for key in bench.stack.scope:
-        scope = scope[key]
-    given = scope.get("initializer_range") or scope.get("init_std")
+    fields = bench.stack.fields(bench.base.config)
+    given = fields.get("initializer_range") or fields.get("init_std")
     return float(given) if isinstance(given, (int, float)) else _STANDARD_DEVIATION
 
 

@@ -134,11 +134,11 @@ def run_plan(
         cleanup.callback(setattr, holder, name, layers)
         setattr(holder, name, nn.ModuleList([layers[source] for source in plan.sources]))
         config: Any = model.config
-        before_growth, grown = base.config, grow_config(base.config, stack, plan).config
         for key in stack.scope:
-            config, before_growth, grown = getattr(config, key), before_growth[key], grown[key]
-        for key, value in grown.items():
-            if value != before_growth.get(key):
+            config = getattr(config, key)
+        fields = stack.fields(base.config)
+        for key, value in stack.fields(grow_config(base.config, stack, plan).config).items():
+            if value != fields.get(key):
                 cleanup.callback(setattr, config, key, getattr(config, key))
                 setattr(config, key, value)
         logits: torch.Tensor = model(input_ids=rows, use_cache=False).logits

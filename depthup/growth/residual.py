@@ -22,21 +22,27 @@ from ..errors import CheckpointError
 PROVEN = frozenset("""
 llama
 """.split())
-# Settings with which a family of the list is not of that form.
-UNLESS = {
-    "do_layer_norm_before": False,
-    "apply_residual_connection_post_layernorm": True,
+# Families that are of that form with one setting alone: the key, the value it must have, and what it is if left out.
+NEEDS: dict[str, tuple[str, bool, bool]] = {
+    "opt": ("do_layer_norm_before", True, True),
+    "bloom": ("apply_residual_connection_post_layernorm", False, False),
+    **dict.fromkeys(
+        ("data2vec-audio", "hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm"),
+        ("do_stable_layer_norm", True, False),
+    ),
 }
 # The last linear map of a branch, by the name of its module.
 _LAST = re.compile(
     r"(?:^|\.)(?:o_proj|out_proj|c_proj|down_proj|fc2|fc_out|w2|wo|Wo|wo_b|w_out|dense_4h_to_h|linear_out|proj_down"
-    r"|output_linear|per_layer_projection|attention_out|down_embed|output\.dense|feed_forward\.value|ff(?:n)?\.(?:2|layer_2)"
-    r"|[A-Za-z_]*(?:attn|attention|Attention)\.(?:dense|output|o|proj))$|^(?:mlp|self_attention\.experts)$"
+    r"|output_linear|output_dense|weights_out|linear_fc2|lin2|temporal_dense|per_layer_projection|attention_out"
+    r"|down_embed|output\.dense|feed_forward\.value|ffn?\.(?:2|layer_2)"
+    r"|[A-Za-z_]*(?:attn|attention|Attention)\.(?:dense|output|o|proj|projection(?:_layer)?))$"
+    r"|^(?:mlp|self_attention\.experts)$"
 )
 # The first linear maps of an MLP: beside them there must be a last one.
 _FIRST = frozenset({
     "gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "fc1", "fc_in", "c_fc", "dense_h_to_4h", "input_linear",
-    "proj_up", "wi", "wi_0", "Wi", "per_layer_input_gate", "intermediate.dense",
+    "proj_up", "wi", "wi_0", "Wi", "weights_in", "linear_fc1", "lin1", "intermediate_dense", "per_layer_input_gate",
 })  # fmt: skip
 # Parts that choose experts or tokens and write nothing into the stream.
 _CHOICE = re.compile(r"(?:^|\.)(?:gate|router|indexer|compressor)(?:\.|$)")
@@ -51,7 +57,7 @@ _AFTER = (
 )
 _AFTER_ATTENTION = frozenset({"post_attention_layernorm", "feedforward_layer_norm"})
 _BEFORE_MLP = frozenset({"pre_feedforward_layernorm", "pre_mlp_layernorm", "post_feedforward_layernorm"})
-_SCALES = re.compile(r"(?:^|\.)(?:lambda_?[12]|gamma_?[12]|ls[12]\.gamma|layer_scale[12]\.lambda1)$")
+_SCALES = re.compile(r"(?:^|\.)(?:lambda_?[12]|gamma_?[12]|ls_?[12](?:\.gamma)?|layer_scale[12]\.lambda1)$")
 # What a module's tensors are called at the end, those of quantised maps included.
 _LEAVES = frozenset({
     "weight", "bias", "scales", "qweight", "qzeros", "g_idx", "weight_packed", "weight_shape", "weight_scale",
@@ -89,18 +95,20 @@ def find_residual(config: Mapping[str, Any], stack: Stack, layer: Mapping[str, T
         CheckpointError: The family is not in :data:`PROVEN`, the layer has a part that is not understood, or a tensor
             to be silenced is quantised in a form in which it cannot be.
     """
-    kind, scope = _scope(config, stack)
+    scope = stack.fields(config)
+    kind = str(scope.get("model_type"))
     if kind not in PROVEN:
         raise CheckpointError(
             f"it is not proven that a {kind} layer can hand its input on unchanged; post-norm layers (BERT), and"
             " such as mix several streams or scale them by depth, cannot",
             next_step="start the new layers as copies, or in a way that does not touch the residual outputs",
         )
-    for key, value in UNLESS.items():
-        if scope.get(key) is value:
+    if kind in NEEDS:
+        key, needed, default = NEEDS[kind]
+        if scope.get(key, default) is not needed:
             raise CheckpointError(
-                f"the config says {key} = {str(value).lower()}: the layers normalise the stream itself, and no weights"
-                " make such a layer hand its input on unchanged",
+                f"a {kind} layer with {key} = {str(not needed).lower()} normalises the stream itself, and no weights"
+                " make it hand its input on unchanged",
                 next_step="start the new layers as copies",
             )
     modules = {suffix: _module(suffix) for suffix in layer}
@@ -112,13 +120,6 @@ def find_residual(config: Mapping[str, Any], stack: Stack, layer: Mapping[str, T
         for suffix in _silencing(ends, modules, layer)
     }
     return Residual(outputs, {suffix: 1.0 for suffix in layer if suffix in _GAINS})
-
-
-def _scope(config: Mapping[str, Any], stack: Stack) -> tuple[str, Mapping[str, Any]]:
-    scope = config
-    for key in stack.scope:
-        scope = scope[key]
-    return str(scope.get("model_type") or f"{config.get('model_type')} {stack.prefix}"), scope
 
 
 def _module(suffix: str) -> str:

@@ -41,7 +41,7 @@ def norm_matched(bench: Bench, target: int) -> dict[str, Maker]:
 
 
 def _scaled(bench: Bench, target: int, factor: float) -> dict[str, Maker]:
-    held, makers = bench.source(target), {}
+    held, makers = bench.source(target), dict[str, Maker]()
     for suffix, silent in bench.residual(target).outputs.items():
         tensor = held[suffix]
         if tensor.dtype not in FLOATS:

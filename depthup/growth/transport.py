@@ -63,10 +63,10 @@ def _matched(bench: Bench, pairs: Mapping[str, tuple[Tensor, Tensor]], module: s
     folder, weight, own = bench.base.folder, pairs[f"{module}.weight"], pairs[f"{module}.{leaf}"]
 
     def make() -> Iterator[bytes]:
-        weights = [read_array(folder, tensor) for tensor in weight]
         if bench.kept.get("matched") != weight:  # a map's weight and bias are made one after the other
-            bench.kept.update(matched=weight, plan=match(*weights))
-        one, other = weights if own == weight else [read_array(folder, tensor) for tensor in own]
+            below, above = (read_array(folder, tensor) for tensor in weight)
+            bench.kept.update(matched=weight, plan=match(below, above))
+        one, other = (read_array(folder, tensor) for tensor in own)
         yield encode(0.5 * (bench.kept["plan"].T @ one + other), own[0].dtype)
 
     return make
