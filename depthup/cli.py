@@ -13,6 +13,7 @@ from typing import Any
 
 from . import __version__
 from .errors import DepthupError
+from .layers import LayerPlan
 from .plan_options import add_plan_options, chosen_plan, names_a_plan
 from .recipe_verbs import add_report, add_run, add_status
 from .recipe_verbs import add_verb as _verb
@@ -70,12 +71,17 @@ examples:
   depthup upscale mistral-7b deeper --layers 0-23,8-31 --dry-run
   depthup upscale mistralai/Mistral-7B-v0.1 solar-base --preset solar
   depthup upscale my-lora solar-lora --remove 8 --base-model solar-base     a PEFT adapter, by its model's plan
+  depthup upscale mistral-7b pro --layers 0-15,15:identity,16-31,31:identity
+  depthup upscale mistral-7b matched --layers 0-23,8-11:norm-matched,12-31 --calibration text.txt
 """)  # fmt: skip
     parser.add_argument(
         "base", metavar="BASE", help="checkpoint or adapter folder, or a model on the hub as owner/name"
     )
     parser.add_argument("out", metavar="OUT", help="folder to make; it must not exist")
     add_plan_options(parser)
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="text (.txt, .jsonl) to measure norms for norm-matched on"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
     parser.add_argument("--max-shard-gb", type=_positive, default=5.0, metavar="GB", help="size of output files (5)")
     parser.add_argument(
@@ -136,9 +142,10 @@ def _model_surgery(options: argparse.Namespace, folder: Path) -> Any:
         raise PlanError(f"{options.base} is no adapter", next_step="leave out --base-layers and --base-model")
     base = open_checkpoint(folder)
     stack = find_stack(base.tensors, base.config, options.stack)
+    plan = chosen_plan(options, stack.num_layers, base.folder, stack.prefix)
     return plan_surgery(
         base,
-        chosen_plan(options, stack.num_layers, base.folder, stack.prefix),
+        plan if options.calibration is None else _measured(plan, options, base.folder),
         stack=stack,
         config_lists=_config_lists(options.config_list),
         max_shard_bytes=int(options.max_shard_gb * 1e9),
@@ -154,6 +161,15 @@ def _adapter_surgery(options: argparse.Namespace, folder: Path) -> Any:
     return plan_adapter(
         adapter, stack, chosen_plan(options, stack.num_layers, folder, stack.prefix), options.base_model
     )
+
+
+def _measured(plan: LayerPlan, options: argparse.Namespace, base: Path) -> LayerPlan:
+    from .data.sources import Files
+    from .growth.norms import measure_norms
+    from .models import resolve_device
+
+    texts = (document.text for document in Files((options.calibration,)).documents())
+    return measure_norms(base, plan, texts, stack=options.stack, device=resolve_device("auto"))
 
 
 def _positive(text: str) -> float:

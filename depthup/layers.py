@@ -394,5 +394,9 @@ def _require_partner(source: int, init: Init, num_base_layers: int) -> None:
         raise PlanError(
             f"'{source}:{init}' needs base layer {partner:g}, but the base has {num_base_layers} layers",
             allowed=f"a second layer from 0 to {num_base_layers - 1}",
-            next_step=f"name it, as in {source}:average({max(source - 1, 0)})",
+            next_step=f"name it, as in {source}:average({max(source - 1, 0)})"
+            if init.kind in ("average", "slerp")
+            else f"put the new layer between {source - 1} and {source}, as in {source - 1}:{init.kind}",
         )
+    if not all(0 <= share <= 1 for share in init.numbers[1:]):
+        raise PlanError(f"'{source}:{init}' takes {init.numbers[1]:g} of a layer", allowed="a share from 0 to 1")

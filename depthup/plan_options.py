@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .layers import LayerPlan
+from .blending import blend
+from .layers import INITS, LayerPlan
 from .presets import make_plan, preset_names
 
 _PLAN_EXAMPLES = """
@@ -18,6 +19,8 @@ ways to say the plan (n base layers, m removed from each copy, s = 2 (n - m) tar
   --preset solar        a published plan: {presets}
   --preset 'solar then block(12-27)'    the second plan on what the first one makes
   --drop 20-27          the base without these layers
+a layer that does not start as a plain copy: --layers 0-9,9:identity,10-31; it may start as
+  {inits}
 """
 
 
@@ -31,7 +34,13 @@ def add_plan_options(parser: Any, title: str = "the plan, one of") -> None:
     group.add_argument("--drop", metavar="LAYERS", help="the base without these layers, as in 20-27")
     group.add_argument("--mergekit", metavar="FILE", help="what a passthrough YAML of mergekit says")
     group.add_argument("--undo", action="store_true", help="the base again, from a checkpoint that depthup grew")
-    parser.epilog += _PLAN_EXAMPLES.format(presets=", ".join(preset_names()))
+    group.add_argument(
+        "--blend",
+        type=int,
+        metavar="WIDTH",
+        help="with any of these: overlap the slices at each seam by averaged layers",
+    )
+    parser.epilog += _PLAN_EXAMPLES.format(presets=", ".join(preset_names()), inits=", ".join(INITS))
 
 
 def names_a_plan(options: argparse.Namespace) -> bool:
@@ -70,7 +79,7 @@ def chosen_plan(
             print(f"depthup: {options.mergekit}: {note}", file=sys.stderr)
         return imported.plan
 
-    return make_plan(
+    plan = make_plan(
         num_layers,
         remove=options.remove,
         target_layers=options.target_layers,
@@ -80,3 +89,4 @@ def chosen_plan(
         undo=undo if options.undo else None,
         mergekit=mergekit if options.mergekit else None,
     )
+    return plan if options.blend is None else blend(plan, options.blend)

@@ -292,6 +292,16 @@ def make_plan(
 
     The last two, which need more than the depth, are plans to be read from a grown checkpoint or from a file.
 
+    Args:
+        num_base_layers: Depth of the base.
+        remove: m.
+        target_layers: s.
+        layers: The one-line grammar.
+        preset: A preset, as :func:`preset_plan` reads it.
+        drop: Layers to leave out, in the one-line grammar.
+        undo: Reads the plan that gives back the base.
+        mergekit: Reads the plan of a mergekit file.
+
     Raises:
         PlanError: None or several are given, or the one given does not fit the base.
     """

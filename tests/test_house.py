@@ -75,8 +75,8 @@ ABOVE = {
 DOORS: dict[str, set[str]] = {
     "transformers": {"models"},
     "lm_eval": {"evaluation.harness"},
-    "torch": {"models", "training", "data", "generation", "evaluation", "probe", "merging", "growth.inits",
-              "growth.upcycle", "growth.looped", "conversion", "stages", "pipeline"},
+    "torch": {"models", "training", "data", "generation", "evaluation", "probe", "merging", "growth.learned",
+              "growth.norms", "growth.upcycle", "growth.looped", "conversion", "stages", "pipeline"},
     "httpx": {"generation.server", "checkpoint.remote"},
     "huggingface_hub": {"checkpoint.remote"},
     "pydantic": {"recipe", "artifacts"},
