@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.names import Stack, indexed_prefixes
+from ..checkpoint.plain_json import read_object
 from ..errors import CheckpointError, PlanError
 from ..files import write_text
 from ..layers import LayerPlan
@@ -157,17 +158,19 @@ def read_freeze_map(folder: str | os.PathLike[str]) -> FreezeMap:
         CheckpointError: There is none, or it is not one that surgery wrote.
     """
     path = Path(folder) / FREEZE_MAP_NAME
+    if not os.path.lexists(path):
+        raise CheckpointError(
+            f"there is no {path}", next_step="name a folder that `depthup upscale` wrote; it lies beside the weights"
+        )
     try:
-        match json.loads(path.read_bytes()):
+        match read_object(path):
             case {"stack": str(prefix), "plan": plan, **rest}:
                 companions: Any = rest.get("companions", [])
                 return FreezeMap(prefix, LayerPlan.from_json(plan), tuple(str(companion) for companion in companions))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"there is no {path}", next_step="name a folder that `depthup upscale` wrote; it lies beside the weights"
-        ) from error
-    except (OSError, ValueError, TypeError, PlanError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", next_step="make the target again") from error
+    except (CheckpointError, PlanError) as error:
+        raise CheckpointError(f"{path} cannot be used: {error.problem}", next_step="make the target again") from error
+    except TypeError as error:
+        raise CheckpointError(f"{path} lists no companions", next_step="make the target again") from error
     raise CheckpointError(f"{path} has no stack and no plan", next_step="make the target again")
 
 
