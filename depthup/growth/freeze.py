@@ -57,9 +57,11 @@ class FreezeMap:
     @cached_property
     def layers_to_seam(self) -> tuple[int | None, ...]:
         """How many layers lie between each layer and the nearest seam: 0 for the two at a seam; None without seams."""
-        at_seam = [layer for seam in self.plan.seams for layer in (seam.target_layer - 1, seam.target_layer)]
+        at_seam = {layer for seam in self.plan.seams for layer in (seam.target_layer - 1, seam.target_layer)}
         layers = range(self.plan.num_target_layers)
-        return tuple(min((abs(layer - other) for other in at_seam), default=None) for layer in layers)
+        below, above = (_steps_since(order, at_seam) for order in (layers, reversed(layers)))
+        return tuple(min((i for i in pair if i is not None), default=None)
+                     for pair in zip(below, reversed(above), strict=True))  # fmt: skip
 
     def near_seam(self, within: int = 1) -> tuple[int, ...]:
         """The ``within`` layers on each side of each seam."""
@@ -114,10 +116,11 @@ class FreezeMap:
     def text(self, names: Iterable[str]) -> str:
         """The file: JSON, one layer a line, with the names on disk of the target's tensors."""
         place = self._placer(self.prefix, self.companions)
+        new = set(self.new)
         rows = [
             json.dumps({
                 "layer": layer, "source": self.plan.sources[layer], "init": str(self.plan.init(layer)),
-                "new": layer in self.new, "layers_to_seam": self.layers_to_seam[layer],
+                "new": layer in new, "layers_to_seam": self.layers_to_seam[layer],
             })
             for layer in range(self.plan.num_target_layers)
         ]  # fmt: skip
@@ -172,6 +175,15 @@ def read_freeze_map(folder: str | os.PathLike[str]) -> FreezeMap:
     except TypeError as error:
         raise CheckpointError(f"{path} lists no companions", next_step="make the target again") from error
     raise CheckpointError(f"{path} has no stack and no plan", next_step="make the target again")
+
+
+def _steps_since(layers: Iterable[int], marked: set[int]) -> list[int | None]:
+    """How many steps before each layer the last marked one stood; None before the first."""
+    steps: list[int | None] = []
+    for layer in layers:
+        before = steps[-1] if steps else None
+        steps.append(0 if layer in marked else None if before is None else before + 1)
+    return steps
 
 
 def _num_common_parts(one: str, other: str) -> int:
