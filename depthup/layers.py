@@ -8,7 +8,6 @@ stack of whole layers, as one ordered list of base layers. Where a layer is not 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 from .composition import composed_inits, originals
 from .drawing import draw
 from .errors import PlanError, nearest, shown
+from .grammar import read_runs
 
 MAX_LAYERS = 100_000  # far above any model: a wrong number must not fill the memory
 # How a target layer may start, and what the numbers in brackets mean. growth/inits.py computes each of them.
@@ -33,10 +33,6 @@ INITS = {
     "learned": "weights that a small network predicts from the neighbours (LESA)",
     "transport": "the mean with the next layer, neurons matched by optimal transport, residual outputs zero (OpT-DeUS)",
 }
-_PART = re.compile(
-    r"(?P<first>[0-9]{1,9})\s*(?:-\s*(?P<last>[0-9]{1,9})\s*)?"
-    r"(?::\s*(?P<kind>[a-z-]{1,20})\s*(?:\((?P<numbers>[^()]{0,80})\))?)?"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +187,7 @@ class LayerPlan:
         Raises:
             PlanError: No layer is named, one is not there, or none would be left.
         """
-        dropped = cls(num_base_layers, tuple(layers)).sources
+        dropped = set(cls(num_base_layers, tuple(layers)).sources)
         return cls(num_base_layers, tuple(layer for layer in range(num_base_layers) if layer not in dropped))
 
     @classmethod
@@ -206,23 +202,11 @@ class LayerPlan:
         require_depth(num_base_layers)
         sources: list[int] = []
         inits: list[Init] = []
-        for part in _parts(text):
-            match = _PART.fullmatch(part.strip())
-            first, last = (int(match["first"]), int(match["last"] or match["first"])) if match else (1, 0)
-            if match is None or first > last:
-                raise PlanError(
-                    f"'{shown(part.strip())}' in '{shown(text)}' is no layer and no run of layers",
-                    allowed="numbers and rising runs with commas between, first layer 0, as in 0-23,8-31, each with an"
-                    " init if it is no plain copy, as in 9:identity",
-                )
-            if last >= num_base_layers:
-                raise PlanError(
-                    f"'{shown(part.strip())}' names base layer {last}, but the base has {num_base_layers} layers",
-                    allowed=f"0 to {num_base_layers - 1} (the first layer is 0)",
-                )
-            require_depth(len(sources) + last + 1 - first)
-            sources.extend(range(first, last + 1))
-            inits.extend([Init(match["kind"] or "copy", _numbers(match["numbers"]))] * (last + 1 - first))
+        for run in read_runs(text, num_base_layers):
+            length = run.last + 1 - run.first
+            require_depth(len(sources) + length)
+            sources.extend(range(run.first, run.last + 1))
+            inits.extend([Init(run.kind or "copy", run.numbers)] * length)
         return cls(num_base_layers, tuple(sources), tuple(inits))
 
     @classmethod
@@ -360,29 +344,6 @@ class LayerPlan:
     def render(self, width: int = 64) -> str:
         """The plan as text: a head line, then each slice as a bar under the base it was cut from, seams between."""
         return draw(self, width)
-
-
-def _parts(text: str) -> list[str]:
-    """The text cut at the commas that do not stand inside brackets."""
-    parts, start, inside = [], 0, False
-    for mark in re.finditer(r"[,()]", text):
-        if mark[0] != ",":
-            inside = mark[0] == "("
-        elif not inside:
-            parts.append(text[start : mark.start()])
-            start = mark.end()
-    return [*parts, text[start:]]
-
-
-def _numbers(text: str | None) -> tuple[float, ...]:
-    if text is None or not text.strip():
-        return ()
-    try:
-        return tuple(float(number) for number in text.split(","))
-    except ValueError:
-        raise PlanError(
-            f"'({text})' holds no numbers", allowed="numbers with commas between, as in (13,0.25)"
-        ) from None
 
 
 def _require_partner(source: int, init: Init, num_base_layers: int) -> None:

@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "layers": frozenset(),
     "composition": frozenset(),
     "drawing": frozenset(),
+    "grammar": frozenset(),
     "files": frozenset(),
     "models": frozenset({"checkpoint"}),
     "presets": frozenset(),
@@ -57,7 +58,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 }
 # The ground floor imports only what stands here.
 GROUND = {
-    "errors": set(), "composition": {"errors"}, "drawing": set(), "layers": {"errors", "composition", "drawing"},
+    "errors": set(), "composition": {"errors"}, "drawing": set(), "grammar": {"errors"},
+    "layers": {"errors", "composition", "drawing", "grammar"},
     "files": {"errors"},
     "models": {"errors", "files", "checkpoint"},
 }  # fmt: skip

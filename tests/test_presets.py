@@ -143,7 +143,7 @@ def test_llama_pro_adds_any_number_that_divides_the_depth_and_names_those_that_d
         ("idus(7)", r"60 of 80 layers[\s\S]*blocks of 1, 2, 3, 4, 5, 6, 10"), ("lesa(3-3)", "nothing between"),
         ("rys then yi-9b", "a base of 32 layers, and this base has 87"), ("rys(", r"no preset is called 'rys\('"),
         ("", "no preset is called ''"), ("solar then", "no preset is called 'solar then'"),
-        ("opt-deus then interleave", "is no one plan"), ("rys(" + "9" * 41 + ",1)", "no preset"),
+        ("avg-deus then avg-deus", "is no one plan"), ("rys(" + "9" * 41 + ",1)", "no preset"),
     ],
 )  # fmt: skip
 def test_what_is_no_preset_is_refused_with_what_would_be(text: str, said: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.names import Stack, indexed_prefixes
+from ..checkpoint.plain_json import read_object
 from ..errors import CheckpointError, PlanError
 from ..files import write_text
 from ..layers import LayerPlan
@@ -56,9 +57,11 @@ class FreezeMap:
     @cached_property
     def layers_to_seam(self) -> tuple[int | None, ...]:
         """How many layers lie between each layer and the nearest seam: 0 for the two at a seam; None without seams."""
-        at_seam = [layer for seam in self.plan.seams for layer in (seam.target_layer - 1, seam.target_layer)]
+        at_seam = {layer for seam in self.plan.seams for layer in (seam.target_layer - 1, seam.target_layer)}
         layers = range(self.plan.num_target_layers)
-        return tuple(min((abs(layer - other) for other in at_seam), default=None) for layer in layers)
+        below, above = (_steps_since(order, at_seam) for order in (layers, reversed(layers)))
+        return tuple(min((i for i in pair if i is not None), default=None)
+                     for pair in zip(below, reversed(above), strict=True))  # fmt: skip
 
     def near_seam(self, within: int = 1) -> tuple[int, ...]:
         """The ``within`` layers on each side of each seam."""
@@ -113,10 +116,11 @@ class FreezeMap:
     def text(self, names: Iterable[str]) -> str:
         """The file: JSON, one layer a line, with the names on disk of the target's tensors."""
         place = self._placer(self.prefix, self.companions)
+        new = set(self.new)
         rows = [
             json.dumps({
                 "layer": layer, "source": self.plan.sources[layer], "init": str(self.plan.init(layer)),
-                "new": layer in self.new, "layers_to_seam": self.layers_to_seam[layer],
+                "new": layer in new, "layers_to_seam": self.layers_to_seam[layer],
             })
             for layer in range(self.plan.num_target_layers)
         ]  # fmt: skip
@@ -157,18 +161,29 @@ def read_freeze_map(folder: str | os.PathLike[str]) -> FreezeMap:
         CheckpointError: There is none, or it is not one that surgery wrote.
     """
     path = Path(folder) / FREEZE_MAP_NAME
+    if not os.path.lexists(path):
+        raise CheckpointError(
+            f"there is no {path}", next_step="name a folder that `depthup upscale` wrote; it lies beside the weights"
+        )
     try:
-        match json.loads(path.read_bytes()):
+        match read_object(path):
             case {"stack": str(prefix), "plan": plan, **rest}:
                 companions: Any = rest.get("companions", [])
                 return FreezeMap(prefix, LayerPlan.from_json(plan), tuple(str(companion) for companion in companions))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"there is no {path}", next_step="name a folder that `depthup upscale` wrote; it lies beside the weights"
-        ) from error
-    except (OSError, ValueError, TypeError, PlanError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}", next_step="make the target again") from error
+    except (CheckpointError, PlanError) as error:
+        raise CheckpointError(f"{path} cannot be used: {error.problem}", next_step="make the target again") from error
+    except TypeError as error:
+        raise CheckpointError(f"{path} lists no companions", next_step="make the target again") from error
     raise CheckpointError(f"{path} has no stack and no plan", next_step="make the target again")
+
+
+def _steps_since(layers: Iterable[int], marked: set[int]) -> list[int | None]:
+    """How many steps before each layer the last marked one stood; None before the first."""
+    steps: list[int | None] = []
+    for layer in layers:
+        before = steps[-1] if steps else None
+        steps.append(0 if layer in marked else None if before is None else before + 1)
+    return steps
 
 
 def _num_common_parts(one: str, other: str) -> int:

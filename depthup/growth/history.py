@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.plain_json import read_object
 from ..errors import CheckpointError, PlanError
 from ..layers import LayerPlan
 from .manifest import MANIFEST_NAME
@@ -33,16 +33,18 @@ def read_history(folder: str | os.PathLike[str]) -> tuple[Step, ...]:
         CheckpointError: The manifest is not one that surgery wrote.
     """
     path = Path(folder) / MANIFEST_NAME
-    if not path.exists():
+    if not os.path.lexists(path):
         return ()
     try:
-        match json.loads(path.read_bytes()):
+        match read_object(path):
             case {"base": {"name": str(name)}, "stack": str(stack), "plan": plan, **rest}:
                 earlier: Any = rest.get("history", [])
                 steps = [Step(step["base"], step["stack"], LayerPlan.from_json(step["plan"])) for step in earlier]
                 return (*steps, Step(name, stack, LayerPlan.from_json(plan)))
-    except (OSError, ValueError, TypeError, KeyError, PlanError) as error:
-        raise _unusable(path, str(error).splitlines()[0]) from error
+    except (CheckpointError, PlanError) as error:
+        raise _unusable(path, error.problem) from error
+    except (TypeError, KeyError) as error:
+        raise _unusable(path, f"its history is no list of steps ({error})") from error
     raise _unusable(path, "it has no base, stack and plan")
 
 

@@ -98,7 +98,19 @@ def test_names_of_another_model_are_refused() -> None:
             freeze_map.groups(names)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"stack": 3, "plan": {}}', '{"stack": "a", "plan": {}}', "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"stack": 3, "plan": {}}',
+        '{"stack": "a", "plan": {}}',
+        "\xff",
+        "[" * 5000,
+        '{"stack": "a", "plan": {"num_base_layers": 1, "layers": "0"}, "companions": 3}',
+    ],
+)
 def test_a_bad_file_is_one_clear_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(CheckpointError, match=r"there is no .*freeze_map.json"):
         read_freeze_map(tmp_path)

@@ -76,7 +76,7 @@ def test_what_cannot_be_undone_or_dropped_is_told(
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda held: b"\xff", lambda held: b"[]", lambda held: b'{"plan": 3}',
+        lambda held: b"\xff", lambda held: b'{"a":' * 5000, lambda held: b"[]", lambda held: b'{"plan": 3}',
         lambda held: json.dumps({**held, "plan": {"num_base_layers": 7, "layers": "9"}}).encode(),
         lambda held: json.dumps({**held, "plan": {"num_base_layers": 7, "layers": "0-2"}}).encode(),
         lambda held: json.dumps({**held, "history": 3}).encode(),
