@@ -38,7 +38,7 @@ def add_plan_options(parser: Any, title: str = "the plan, one of") -> None:
         "--blend",
         type=int,
         metavar="WIDTH",
-        help="with any of these: overlap the slices at each seam by averaged layers",
+        help="with any of these: overlap slices at each seam by averaged layers",
     )
     parser.epilog += _PLAN_EXAMPLES.format(presets=", ".join(preset_names()), inits=", ".join(INITS))
 

@@ -1,6 +1,7 @@
 """Tensors on disk as arrays and back, a chunk at a time, so that the size of a tensor costs no memory.
 
-Arithmetic is done in float32 (float64 for tensors stored as that) and rounded once, to nearest even, to the stored type.
+Arithmetic is done in float32 (float64 for tensors stored as that) and rounded once, to nearest even, to the stored
+type.
 """
 
 from __future__ import annotations

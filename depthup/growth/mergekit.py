@@ -18,7 +18,7 @@ from ..checkpoint.names import Stack, find_stack
 from ..checkpoint.reader import INDEX_NAME, SINGLE_NAME, Tensor, open_checkpoint, read_config
 from ..errors import CheckpointError, PlanError
 from ..layers import COPY, Init, LayerPlan
-from .residual import residual_outputs
+from .residual import find_residual
 
 _LLAMA = (
     "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
@@ -50,7 +50,14 @@ class TensorNames:
         Raises:
             CheckpointError: They are not known for this architecture.
         """
-        return residual_outputs(self.config, self.layer)
+        residual = find_residual(self.config, self.stack, self.layer)
+        if residual.gains or any(residual.outputs.values()):
+            raise CheckpointError(
+                f"a layer of {self.config.get('model_type')} is not silent where its weights are zero, and mergekit can"
+                " only scale weights",
+                next_step="write the checkpoint with `depthup upscale` instead",
+            )
+        return frozenset(residual.outputs)
 
 
 def tensor_names(num_layers: int, folder: Path | None = None, stack: str | None = None) -> TensorNames:
