@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from .. import __version__
 from ..checkpoint.copy import Progress, read_range
 from ..checkpoint.parallel import run_all
-from ..errors import CheckpointError
+from ..checkpoint.plain_json import read_object
 
 if TYPE_CHECKING:
     from .surgery import Surgery
@@ -64,17 +63,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: It cannot be read, or is no JSON object.
     """
-    path = folder / MANIFEST_NAME
-    try:
-        manifest = json.loads(path.read_bytes())
-        if isinstance(manifest, dict):
-            return manifest
-        problem = "it is no object"
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        problem = str(error)
-    raise CheckpointError(f"{path} cannot be used: {problem}"[:300], next_step="make the target again")
+    return read_object(folder / MANIFEST_NAME) if os.path.lexists(folder / MANIFEST_NAME) else None
 
 
 def all_facts(folder: Path, names: Iterable[str], *, digests: bool, report: Progress | None = None) -> dict[str, Facts]:
