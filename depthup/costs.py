@@ -102,7 +102,8 @@ def _costs_from_weights(folder: Path) -> BaseCosts:
     stack = find_stack(checkpoint.tensors, checkpoint.config)
     layers = [0] * stack.num_layers
     for tensor in checkpoint.tensors.values():
-        if place := stack.split(tensor.name):
+        place = stack.split(tensor.name)
+        if place is not None and place[0] < stack.num_layers:  # behind them stand blocks for multi-token prediction
             layers[place[0]] += tensor.num_elements
     size = checkpoint.num_bytes / max(checkpoint.num_parameters, 1)
     outside = checkpoint.num_parameters - sum(layers)

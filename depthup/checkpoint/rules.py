@@ -53,7 +53,8 @@ def number_rules(scope: Mapping[str, Any], stack: Stack) -> Iterator[Rule]:
                 f"the config says {key}, by which layers differ with a period of {period}", _keeps_period(period)
             )
     if str(scope.get("model_type")) in CACHE_BY_ENCODER and stack.role == "decoder":
-        most = scope.get("num_layers") or 0
+        most = scope.get("num_layers")
+        most = most if type(most) is int else 0
         yield Rule(
             f"transformers gives this decoder's cache as many places as the encoder has layers, {most}",
             lambda plan: plan.num_target_layers <= most,
