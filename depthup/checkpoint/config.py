@@ -345,6 +345,8 @@ def _carry_depth(edit: _Edit) -> None:
         if stack.scope and stack.role == "text" and edit.result.get(key) == n:
             edit.result[key] = s
             edit.changes.append(f"{key} (top level): {n} -> {s}")
+    if "attention_layers" in scope and "attention_types" in scope:  # GPT-Neo says it twice
+        edit.put("attention_types", [[scope["attention_layers"], 1]])
     scale = scope.get("scale_depth")
     if isinstance(scale, float | int) and not isinstance(scale, bool):
         # MiniCPM: each residual output is multiplied by scale_depth / sqrt(depth).

@@ -134,6 +134,18 @@ def _smollm3(config: Mapping[str, Any], layer: int, num_layers: int) -> int:
     return int((layer + 1) % _number(config, "no_rope_layer_interval", 4, 1) != 0)
 
 
+def _dots1(config: Mapping[str, Any], layer: int, num_layers: int) -> str:
+    slides = config.get("sliding_window", 4096) is not None and layer >= config.get("max_window_layers", 62)
+    return _SLIDING if slides else _FULL
+
+
+def _gpt_neo(config: Mapping[str, Any], layer: int, num_layers: int) -> str:
+    """``attention_types`` is a list of (kinds, how many times they follow one another)."""
+    runs = config.get("attention_types") or [[["global", "local"], 12]]
+    kinds = [kind for part, times in runs for kind in part * times]
+    return str(kinds[layer]) if layer < len(kinds) else "global"
+
+
 def _gemma3n(config: Mapping[str, Any], layer: int, num_layers: int) -> float:
     return 0.95 if layer < 10 < num_layers else 0.0
 
@@ -150,6 +162,7 @@ IMPLIED: dict[str, dict[str, Kinds]] = {
     "cohere2": {"layer_types": _every("sliding_window_pattern", _FULL, _SLIDING)},
     "cwm": {"layer_types": _every(4, _FULL, _SLIDING, offset=0)},
     "deepseek_v32": {"layer_types": _all(_INDEXED), "mlp_layer_types": _from("first_k_dense_replace", 3)},
+    "dots1": {"layer_types": _dots1},
     "exaone4": {"layer_types": _every("sliding_window_pattern", _FULL, _SLIDING)},
     "exaone_moe": {"layer_types": _every("sliding_window_pattern", _FULL, _SLIDING),
                    "mlp_layer_types": _from("first_k_dense_replace", 1)},
@@ -159,6 +172,7 @@ IMPLIED: dict[str, dict[str, Kinds]] = {
     "gemma4_text": {"layer_types": _gemma4},
     "gemma4_unified_text": {"layer_types": _gemma4},
     "glm4_moe_lite": {"mlp_layer_types": lambda config, layer, n: "sparse" if layer else "dense"},
+    "gpt_neo": {"attention_layers": _gpt_neo},
     "gpt_oss": {"layer_types": _every(2, _FULL, _SLIDING)},
     "granite_swa": {"layer_types": _every(4, _FULL, _SLIDING, offset=0)},
     "granitemoe_swa": {"layer_types": _every(4, _FULL, _SLIDING, offset=0)},

@@ -184,7 +184,7 @@ def _stacks(containers: Mapping[str, int], config: Mapping[str, Any]) -> Iterato
             keys = tuple(
                 other.key for other in stated
                 if (other.scope, other.value) == (depth.scope, depth.value)
-                and (other.key not in ("depth", "num_blocks") or "num_hidden_layers" not in _at(config, depth.scope))
+                and (other.key != "depth" or "num_hidden_layers" not in _at(config, depth.scope))
                 and _rank(prefix, other, config, whole) is not None
             )  # fmt: skip
             yield Stack(prefix, depth.value, depth.scope, keys, extra, _role(prefix, depth, whole))

@@ -1,9 +1,9 @@
 """Layers that a small network predicts from their neighbours: LESA, arXiv:2502.13794, from the paper's description.
 
 For each kind of weight the matrices of all layers are put side by side and decomposed, [W_1 ... W_n] =
-U S [V_1 ... V_n]', which gives all layers one basis U S and each its coefficients V_i. A network of three linear maps learns to give V_i
-from V_(i-1) and V_(i+1), row by row; asked with V_i and V_(i+1), it gives the coefficients of a layer between the two.
-Vectors (norms, biases) are averaged.
+U S [V_1 ... V_n]', which gives all layers one basis U S and each its coefficients V_i. A network of three linear maps
+learns to give V_i from V_(i-1) and V_(i+1), row by row; asked with V_i and V_(i+1), it gives the coefficients of a
+layer between the two. Vectors (norms, biases) are averaged.
 
 From the paper or its notes: width 256, AdamW at 1e-3, 10 epochs, batches of 64, squared error plus 5e-4 times the
 squared error of the rows' norms. Ours, where we found nothing said: the matrices are laid with their short side along

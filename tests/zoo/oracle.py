@@ -140,14 +140,29 @@ class _Carry:
 
     def tensor(self, tensor: Tensor, shape: Sequence[int], name: str) -> Tensor:
         """A tensor one of whose axes is [n, width] flattened: its slices by the plan."""
-        n, s = self.num_base, len(self.sources)
+        n = self.num_base
         differing = [axis for axis, (a, b) in enumerate(zip(tensor.shape, shape, strict=True)) if a != b]
-        if len(differing) == 1 and tensor.shape[differing[0]] % n == 0:
-            axis, width = differing[0], tensor.shape[differing[0]] // n
-            if shape[axis] == s * width:
-                parts = tensor.split(width, dim=axis)
-                return torch.cat([parts[source] for source in self.sources], dim=axis)
+        axis = differing[0] if len(differing) == 1 else 0
+        found = part_indices(tensor.shape[axis], shape[axis], n, self.sources) if len(differing) == 1 else None
+        if found is not None:
+            parts = tensor.split(found[0], dim=axis)
+            return torch.cat([parts[index] for index in found[1]], dim=axis)
         raise OracleError(f"{name} of shape {tuple(tensor.shape)} became {tuple(shape)}, for which there is no rule")
+
+
+def part_indices(before: int, after: int, n: int, sources: Sequence[int]) -> tuple[int, list[int]] | None:
+    """How an axis of a part for each layer grows: width of a part, and the base's part for each of the target's.
+
+    One more than there are layers: a part for what goes in as well; one fewer: a part between each two layers.
+    """
+    s = len(sources)
+    if before % n == 0 and after == before // n * s:
+        return before // n, list(sources)
+    if (before, after) == (n + 1, s + 1):
+        return 1, [0, *(source + 1 for source in sources)]
+    if (before, after) == (n - 1, s - 1) and n - 1 not in sources[:-1]:
+        return 1, list(sources[:-1])
+    return None
 
 
 def record_layers(model: PreTrainedModel, lists: Sequence[str]) -> tuple[dict[tuple[str, int], Tensor], list[Any]]:

@@ -39,7 +39,9 @@ SPECIMENS = [
     *_pair("t5", "T5ForConditionalGeneration"),
     *_pair("t5-even", "T5ForConditionalGeneration", "t5", num_layers=7),
     *_pair("t5gemma", "T5GemmaForConditionalGeneration"),
-    *_pair("t5gemma2", "T5Gemma2ForConditionalGeneration"),
+    row("t5gemma2/encoder", "t5gemma2", model="T5Gemma2ForConditionalGeneration", inputs=inputs.texts,
+        stack="model.encoder.layers"),
+    row("t5gemma2/decoder", "t5gemma2", model="T5Gemma2ForConditionalGeneration", inputs=inputs.texts, stack="decoder"),
     *_pair("udop", "UdopForConditionalGeneration", inputs=inputs.texts_and_boxes),
     *_pair("umt5", "UMT5ForConditionalGeneration"),
 ]
