@@ -69,8 +69,9 @@ examples:
   depthup upscale solar-base mistral-again --undo
   depthup upscale mistral-7b deeper --layers 0-23,8-31 --dry-run
   depthup upscale mistralai/Mistral-7B-v0.1 solar-base --preset solar
+  depthup upscale my-lora solar-lora --remove 8 --base-model solar-base     a PEFT adapter, by its model's plan
 """)  # fmt: skip
-    parser.add_argument("base", metavar="BASE", help="checkpoint folder, or a model on the hub as owner/name")
+    parser.add_argument("base", metavar="BASE", help="checkpoint or adapter folder, or one on the hub as owner/name")
     parser.add_argument("out", metavar="OUT", help="folder to make; it must not exist")
     add_plan_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
@@ -86,6 +87,9 @@ examples:
     )  # fmt: skip
     parser.add_argument("--digests", action="store_true", help="SHA-256 of all files into depthup.json (slower)")
     _add_reading_options(parser)
+    adapters = parser.add_argument_group("where BASE is an adapter")
+    adapters.add_argument("--base-layers", type=int, metavar="N", help="depth of its model, if it cannot be told")
+    adapters.add_argument("--base-model", metavar="NAME", help="the up-scaled model, for its base_model_name_or_path")
 
 
 def _add_reading_options(parser: Any) -> None:
@@ -100,12 +104,20 @@ def _upscale(options: argparse.Namespace) -> None:
     from .checkpoint.names import find_stack
     from .checkpoint.reader import open_checkpoint
     from .checkpoint.remote import local_folder
+    from .errors import PlanError
     from .files import refuse_existing
+    from .growth.adapters import is_adapter
     from .growth.surgery import plan_surgery, publish_surgery
 
     out = Path(options.out)
     refuse_existing(out)
-    base = open_checkpoint(local_folder(options.base))
+    folder = local_folder(options.base)
+    if is_adapter(folder):
+        _upscale_adapter(options, folder, out)
+        return
+    if options.base_layers is not None or options.base_model is not None:
+        raise PlanError(f"{options.base} is no adapter", next_step="leave out --base-layers and --base-model")
+    base = open_checkpoint(folder)
     stack = find_stack(base.tensors, base.config, options.stack)
     surgery = plan_surgery(
         base,
@@ -126,6 +138,25 @@ def _upscale(options: argparse.Namespace) -> None:
         kept = publish_surgery(surgery, out, advance, resume=options.resume, digests=options.digests)
     if options.resume:
         print(f"resumed: {len(kept)} of {len(surgery.shards)} files were whole and of this base and plan")
+    print(f"written: {out}")
+
+
+def _upscale_adapter(options: argparse.Namespace, folder: Path, out: Path) -> None:
+    from .errors import PlanError
+    from .growth.adapters import adapter_stack, open_adapter, plan_adapter, publish_adapter
+
+    if options.link or options.resume or options.digests:
+        raise PlanError(f"{folder} is an adapter", next_step="leave out --link, --resume and --digests")
+    adapter = open_adapter(folder)
+    stack = adapter_stack(adapter, options.base_layers, options.stack)
+    plan = chosen_plan(options, stack.num_layers, folder, stack.prefix)
+    surgery = plan_adapter(adapter, stack, plan, options.base_model)
+    print(surgery.describe())
+    if options.dry_run:
+        print(f"dry run: {out} was not written")
+        return
+    with _bytes_bar(surgery.num_bytes, "upscale") as advance:
+        publish_adapter(surgery, out, advance)
     print(f"written: {out}")
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .checkpoint.check import Finding
 from .checkpoint.reader import read_config
@@ -51,7 +52,11 @@ def prove_loading(folder: str | os.PathLike[str]) -> LoadReport:
     with quiet_transformers():
         try:
             _, info = model_class.from_pretrained(
-                folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+                folder,
+                device_map="meta",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
             )
         except Exception as error:  # transformers raises many kinds; each means that the folder does not load
             raise CheckpointError(
@@ -78,11 +83,15 @@ def load_model(folder: str | os.PathLike[str], device: str = "cpu", dtype: str =
     Raises:
         CheckpointError: A tensor is missing, unexpected or mis-shaped: a random layer is never trained on by mistake.
     """
-    read_config(Path(folder))
+    _refuse_custom_code(read_config(Path(folder)), Path(folder))
     with quiet_transformers():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=DTYPES[dtype], output_loading_info=True, ignore_mismatched_sizes=True
+                folder,
+                dtype=DTYPES[dtype],
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
             )
         except Exception as error:  # transformers raises many kinds; each means that the folder does not load
             raise CheckpointError(
@@ -124,7 +133,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:
     """
     with quiet_transformers():
         try:
-            return AutoTokenizer.from_pretrained(folder)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{folder} has no tokenizer that transformers reads: {_first_line(error)}",
@@ -236,11 +245,23 @@ def _load_report(info: dict[str, Any]) -> LoadReport:
 
 def _model_class(config: dict[str, Any], folder: Path) -> Any:
     names = config.get("architectures") or []
-    if not names:
-        return AutoModelForCausalLM
-    if not hasattr(transformers, names[0]):
+    if names and hasattr(transformers, names[0]):
+        return getattr(transformers, names[0])
+    _refuse_custom_code(config, folder)
+    if names:
         raise CheckpointError(
             f"transformers {transformers.__version__} has no class {names[0]}, which {folder / 'config.json'} names",
             next_step="install a transformers that knows it; code that comes with a checkpoint is not run",
         )
-    return getattr(transformers, names[0])
+    return AutoModelForCausalLM
+
+
+def _refuse_custom_code(config: dict[str, Any], folder: Path) -> None:
+    """Raise :class:`CheckpointError` for a model whose classes come with the checkpoint: their code is never run."""
+    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING_NAMES:
+        raise CheckpointError(
+            f"{folder} is a {config.get('model_type')}, a model whose code comes with the checkpoint and is not in"
+            f" transformers {transformers.__version__}; that code is not run",
+            next_step="surgery and `depthup check` work from names alone; load it with tools of your own, which may"
+            " trust its code",
+        )

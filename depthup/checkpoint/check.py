@@ -13,6 +13,7 @@ from ..errors import CheckpointError, readable
 from .config import layer_kinds
 from .fields import ENCODER_LISTS, INDEX_LISTS, LAYER_LISTS, SPECIAL_ENDS, STORED_FIRST
 from .names import Stack, depths, depths_apart, find_stacks, indexed_prefixes
+from .quantization import layer_forms
 from .reader import INDEX_NAME, Tensor, list_shards, read_config, read_header
 
 
@@ -117,14 +118,15 @@ def _layers_alike(tensors: Mapping[str, Tensor], config: Mapping[str, Any], stac
     except CheckpointError:
         return  # the config leaves out which layer is of which kind
     for kind in dict.fromkeys(kinds):
-        yield from _same_kind_alike(stack, {i: layers[i] for i in range(num_first, n - num_last) if kinds[i] == kind})
+        alike = {i: layers[i] for i in range(num_first, n - num_last) if kinds[i] == kind}
+        yield from _same_kind_alike(stack, layer_forms(alike, config, stack))
 
 
-def _same_kind_alike(stack: Stack, layers: Mapping[int, dict[str, Tensor]]) -> Iterator[Finding]:
+def _same_kind_alike(stack: Stack, layers: Mapping[int, dict[str, tuple[int, ...]]]) -> Iterator[Finding]:
     # What most layers of a kind hold is what each should hold.
     usual = Counter(suffix for held in layers.values() for suffix in held)
     expected = {suffix for suffix, count in usual.items() if 2 * count > len(layers)}
-    shapes = {suffix: Counter(h[suffix].shape for h in layers.values() if suffix in h).most_common(1)[0][0]
+    shapes = {suffix: Counter(h[suffix] for h in layers.values() if suffix in h).most_common(1)[0][0]
               for suffix in expected}  # fmt: skip
     for layer, held in sorted(layers.items()):
         for suffix in sorted(expected - held.keys()):
@@ -134,8 +136,8 @@ def _same_kind_alike(stack: Stack, layers: Mapping[int, dict[str, Tensor]]) -> I
             yield Finding(f"{stack.name(layer, suffix)} exists, most other layers have no such tensor",
                           "prove the checkpoint with --load; some architectures have one special layer")  # fmt: skip
         for suffix in sorted(expected & held.keys()):
-            if held[suffix].shape != shapes[suffix]:
-                yield Finding(f"{stack.name(layer, suffix)} has the shape {held[suffix].shape}, most other layers"
+            if held[suffix] != shapes[suffix]:
+                yield Finding(f"{stack.name(layer, suffix)} has the shape {held[suffix]}, most other layers"
                               f" {shapes[suffix]}", "make the checkpoint again")  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -33,6 +33,7 @@ from .fields import (
     UNSTATED,
 )  # fmt: skip
 from .names import DECODER_KEYS, ENCODER_KEYS, Stack
+from .quantization import carry_quantization
 from .rules import Rule, keeps, number_rules, require
 
 
@@ -50,6 +51,7 @@ def grow_config(
     plan: LayerPlan,
     lists: Mapping[str, str] | None = None,
     rules: Sequence[Rule] = (),
+    names: Iterable[str] = (),
 ) -> ConfigEdit:
     """The config of the target.
 
@@ -59,6 +61,7 @@ def grow_config(
         plan: One source for each target layer.
         lists: For lists of n values that depthup does not know: ``"layers"`` (re-index) or ``"keep"``, by key.
         rules: What else the plan must keep, found from the names of the tensors.
+        names: Names on disk of the base's tensors, for what the config says of single modules.
 
     Raises:
         CheckpointError: A field cannot be carried over.
@@ -94,8 +97,8 @@ def grow_config(
     _leave_unsaid(edit, implied)
     _carry_outer_taps(edit)
     _carry_depth(edit)
-    _carry_quantization(edit)
-    return ConfigEdit(edit.result, tuple(edit.changes))
+    result, changes = carry_quantization(edit.result, stack, plan, names)
+    return ConfigEdit(result, (*edit.changes, *changes))
 
 
 class _Edit:
@@ -358,31 +361,6 @@ def _carry_sparse_step(edit: _Edit) -> None:
     if not fitting:
         raise PlanError(f"no number of sparse layers among {s} gives the step {step} that the {role} has")
     edit.put(f"num_sparse_{role}_layers", fitting[0])
-
-
-def _carry_quantization(edit: _Edit) -> None:
-    if "quantization_config" in edit.result:
-        names = _carry_names(edit.result["quantization_config"], edit.stack, edit.plan)
-        if names != edit.result["quantization_config"]:
-            edit.result["quantization_config"] = names
-            edit.changes.append("quantization_config: layers named by index -> named by the plan")
-
-
-def _carry_names(value: Any, stack: Stack, plan: LayerPlan) -> Any:
-    """Names of modules inside lists and as keys: a layer's name becomes one for each target layer copied from it."""
-    if isinstance(value, list):
-        return [new for item in value for new in (_names(item, stack, plan) if isinstance(item, str)
-                                                  else [_carry_names(item, stack, plan)])]  # fmt: skip
-    if isinstance(value, dict):
-        return {new: _carry_names(item, stack, plan) for key, item in value.items() for new in _names(key, stack, plan)}
-    return value
-
-
-def _names(name: str, stack: Stack, plan: LayerPlan) -> list[str]:
-    match = re.search(rf"(?:^|\.){re.escape(stack.prefix.rpartition('.')[2])}\.(0|[1-9][0-9]{{0,5}})(?=\.|$)", name)
-    if match is None:
-        return [name]
-    return [name[: match.start(1)] + str(target) + name[match.end(1) :] for target in plan.targets_of(int(match[1]))]
 
 
 def _short(value: Any) -> str:

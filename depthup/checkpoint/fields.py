@@ -28,7 +28,8 @@ INDEX_LISTS = frozenset({
     "mlp_only_layers", "moe_layers", "cross_attention_layers", "full_attn_idxs", "attn_layer_indices",
     "hybrid_layer_ids", "fullatt_block_indexes", "window_block_indexes", "global_attn_indexes", "window_block_indices",
     "local_layer_ids", "global_layer_ids", "rope_scaling_layers",
-    "residual_block_indices",
+    "residual_block_indices", "attn_layer_idx", "attn_layer_idxs", "hyena_layer_idxs", "hcl_layer_idxs",
+    "hcm_layer_idxs", "hcs_layer_idxs",
 })  # fmt: skip
 # Indices of layers whose output something else takes in, one of it for each index: the last copy takes the place.
 # With the offset of the index: hidden state i is what layer i - 1 puts out.
@@ -59,6 +60,7 @@ PERIODS: dict[str, str | None] = {
     "no_rope_layer_interval": "no_rope_layers", "cross_attention_frequency": None, "cross_layer_interval": None,
     "moe_layer_interval": None, "moe_layer_freq": "mlp_layer_types", "n_layers_per_attn_res_block": None,
     "global_attention_frequency": None, "prefix_dense_sliding_window_pattern": "layer_types",
+    "dense_attention_every_n_layers": None, "moe_layer_frequency": None,
 }  # fmt: skip
 THRESHOLDS: dict[str, str | None] = {
     "max_window_layers": "layer_types", "first_k_dense_replace": "mlp_layer_types", "num_dense_layers": None,
@@ -67,6 +69,8 @@ THRESHOLDS: dict[str, str | None] = {
 # Not zero, false or null: what a layer computes depends on its index in a way no config field can say.
 REFUSED = {
     "scale_attn_by_inverse_layer_idx": "attention is divided by the layer's index + 1: a copy would compute otherwise",
+    "position_encoding_2d": "ChatGLM-6B multiplies each residual by sqrt(2 * depth)",
+    "use_cla": "layers next to each other share keys and values",
 }
 # Families in which a layer computes something else in another place, or at another depth, and no field says so.
 INDEX_DEPENDENT = {
@@ -200,7 +204,8 @@ MLP_ONLY = frozenset({
 })  # fmt: skip
 # Families whose first layers, or last ones, hold other tensors than the rest, by a rule of their class: (first, last).
 SPECIAL_ENDS = {
-    "gpt_neox_japanese": (0, 1), "modernbert": (1, 0), "modernbert-decoder": (1, 0), "rwkv": (1, 0), "zaya": (1, 0),
+    "gpt_neox_japanese": (0, 1), "modernbert": (1, 0), "modernbert-decoder": (1, 0), "rwkv": (1, 0), "rwkv5": (1, 0),
+    "rwkv6": (1, 0), "rwkv7": (1, 0), "zaya": (1, 0),
 }  # fmt: skip
 # Stored in the first layer alone and used in all: it stays in the first layer, whichever layer that comes from.
 STORED_FIRST = re.compile(r"(?:^|\.)(?:(?:global_)?relative_attention_bias|rel_attn_embed)\.weight$")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from math import prod
 
@@ -54,11 +54,13 @@ class Shard:
     """One file of the target, its tensors in the order of their bytes.
 
     Where ``link`` names a file of the base, that file holds these tensors and no others: it is linked, not written.
+    ``metadata`` is what the header says beside the tensors.
     """
 
     file: str
     moves: tuple[Move, ...]
     link: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_data_bytes(self) -> int:
@@ -88,7 +90,7 @@ class Shard:
         The data begin at a multiple of 8 bytes, and, counted in blocks of 4096 bytes, at the place that puts most of
         the copied bytes as far into a block as they are in the base. File systems that share blocks need that.
         """
-        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        entries: dict[str, object] = {"__metadata__": {**self.metadata, "format": "pt"}}
         position = 0
         for move in self.moves:
             end = position + move.num_bytes

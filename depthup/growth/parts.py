@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from ..checkpoint.config import layer_kinds
 from ..checkpoint.fields import SPECIAL_ENDS, STORED_FIRST
 from ..checkpoint.names import Stack, find_stacks, indexed_prefixes
+from ..checkpoint.quantization import layer_forms
 from ..checkpoint.reader import Checkpoint, Tensor
 from ..checkpoint.rules import Rule
 from ..errors import CheckpointError, shown
@@ -81,11 +82,12 @@ def unlike_rules(base: Checkpoint, stack: Stack, layers: Mapping[int, Mapping[st
     num_first, num_last = SPECIAL_ENDS.get(str(stack.fields(base.config).get("model_type")), (0, 0))
     special = {*range(num_first), *range(n - num_last, n)}
     first_of: dict[tuple[str, ...], int] = {}
+    forms = layer_forms(layers, base.config, stack)
     for layer, kind in enumerate(layer_kinds(base.config, stack)):
         if layer in special:
             continue
         first = first_of.setdefault(kind, layer)
-        one, other = ({(suffix, tensor.shape) for suffix, tensor in layers[i].items()} for i in (first, layer))
+        one, other = ({*forms[i].items()} for i in (first, layer))
         if one != other:
             raise CheckpointError(
                 f"layers {first} and {layer} of {stack.prefix} hold unlike tensors ({min(one ^ other)[0]}), and nothing"

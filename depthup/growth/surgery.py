@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from errno import ENOSPC
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import Any
 from ..checkpoint.carry import carried_files, carry
 from ..checkpoint.config import grow_config, refuse_family
 from ..checkpoint.names import Stack, find_stack
+from ..checkpoint.quantization import carry_metadata, carry_side_files
 from ..checkpoint.reader import INDEX_NAME, Checkpoint, open_checkpoint
 from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
-from ..errors import OutputError, PlanError
+from ..errors import CheckpointError, OutputError, PlanError
 from ..files import partial_path, publishing, refuse_existing, require_space, write_json
 from ..layers import LayerPlan
 from .freeze import FREEZE_MAP_NAME, write_freeze_map
@@ -30,8 +31,9 @@ from .manifest import MANIFEST_NAME, all_facts, make_manifest
 from .parts import require_alone, shared_tensors, sorted_tensors, unlike_rules
 from .special import outside_move
 
-__all__ = ["DEFAULT_SHARD_BYTES", "MANIFEST_NAME", "Surgery", "plan_surgery", "publish_surgery", "upscale",
-           "write_surgery"]  # fmt: skip
+__all__ = ["ADAPTER_CONFIG_NAME", "DEFAULT_SHARD_BYTES", "MANIFEST_NAME", "Surgery", "plan_surgery", "publish_surgery",
+           "upscale", "write_surgery"]  # fmt: skip
+ADAPTER_CONFIG_NAME = "adapter_config.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
 
@@ -48,6 +50,7 @@ class Surgery:
         config_changes: What differs from the base's, one line each.
         config_lists: What was said of lists in the config that depthup does not know.
         history: The surgeries that made the base, where it is itself a target, and this one.
+        files: Other JSON files that differ from the base's, by name.
     """
 
     base: Checkpoint
@@ -58,6 +61,7 @@ class Surgery:
     config_changes: tuple[str, ...]
     history: tuple[Step, ...]
     config_lists: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def moves(self) -> tuple[Move, ...]:
@@ -127,6 +131,11 @@ def plan_surgery(
         CheckpointError: The layers or the config cannot be carried over by index.
         PlanError: The plan was made for another depth, or breaks a period that the config states.
     """
+    if (base.folder / ADAPTER_CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"{base.folder} holds a model and an adapter ({ADAPTER_CONFIG_NAME})",
+            next_step="put the adapter into a folder of its own; `depthup upscale` grows it by the same plan",
+        )
     stack = stack or find_stack(base.tensors, base.config)
     if plan.num_base_layers != stack.num_layers:
         raise PlanError(
@@ -137,15 +146,20 @@ def plan_surgery(
     layers, outside = sorted_tensors(base, stack)
     shared = shared_tensors(stack, layers)
     require_alone(base, stack)
-    edit = grow_config(base.config, stack, plan, config_lists, list(unlike_rules(base, stack, layers)))
+    edit = grow_config(base.config, stack, plan, config_lists, list(unlike_rules(base, stack, layers)), base.tensors)
+    files = carry_side_files(base.folder, stack, plan, base.tensors)
+    changes = (*edit.changes, *(f"{name}: layers named by index -> named by the plan" for name in files))
+    metadata = carry_metadata(base.metadata, stack, plan)
     bench = Bench(base, stack, plan, layers)
     grown = [move for target in range(plan.num_target_layers) for move in start_layer(bench, target)]
     grown[: len(layers[plan.sources[0]])] += [Move(stack.name(0, suffix), tensor) for suffix, tensor in shared.items()]
     before, after = ([outside_move(base, stack, plan, tensor) for tensor in tensors] for tensors in outside)
     moves = [*before, *grown, *after]
-    shards = plan_shards(moves, max_shard_bytes, base.tensors.values() if link else ())
+    # What a header says of all tensors is another for the target: such a file cannot be used as it is.
+    shards = plan_shards(moves, max_shard_bytes, base.tensors.values() if link and not metadata else ())
+    shards = tuple(replace(shard, metadata=metadata) for shard in shards)
     history = extend_history(base.folder, stack.prefix, plan)
-    return Surgery(base, stack, plan, shards, edit.config, edit.changes, history, dict(config_lists or {}))
+    return Surgery(base, stack, plan, shards, edit.config, changes, history, dict(config_lists or {}), files)
 
 
 def write_surgery(
@@ -172,7 +186,8 @@ def write_surgery(
         if resume:
             _clear_but(folder, {shard.file for shard in surgery.shards})
         names = carry(base, folder)
-        write_json(folder / "config.json", surgery.config)
+        for name, value in {"config.json": surgery.config, **surgery.files}.items():
+            write_json(folder / name, value)
         write_freeze_map(folder, surgery.stack, surgery.plan, [move.name for move in surgery.moves])
         kept = write_shards(base, surgery.shards, folder, progress, resume=resume)
         base_names = sorted({tensor.shard for tensor in surgery.base.tensors.values()})
