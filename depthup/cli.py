@@ -74,9 +74,7 @@ examples:
   depthup upscale mistral-7b pro --layers 0-15,15:identity,16-31,31:identity
   depthup upscale mistral-7b matched --layers 0-23,8-11:norm-matched,12-31 --calibration text.txt
 """)  # fmt: skip
-    parser.add_argument(
-        "base", metavar="BASE", help="checkpoint or adapter folder, or a model on the hub as owner/name"
-    )
+    parser.add_argument("base", metavar="BASE", help="checkpoint or adapter folder, or one on the hub as owner/name")
     parser.add_argument("out", metavar="OUT", help="folder to make; it must not exist")
     add_plan_options(parser)
     parser.add_argument("--calibration", metavar="FILE", help="text (.txt, .jsonl) to measure norm-matched on")
@@ -107,15 +105,33 @@ def _add_reading_options(parser: Any) -> None:
 
 
 def _upscale(options: argparse.Namespace) -> None:
+    from .checkpoint.names import find_stack
+    from .checkpoint.reader import open_checkpoint
     from .checkpoint.remote import local_folder
+    from .errors import PlanError
     from .files import refuse_existing
     from .growth.adapters import is_adapter
-    from .growth.surgery import publish_surgery
+    from .growth.surgery import plan_surgery, publish_surgery
 
     out = Path(options.out)
     refuse_existing(out)
     folder = local_folder(options.base)
-    surgery = _adapter_surgery(options, folder) if is_adapter(folder) else _model_surgery(options, folder)
+    if is_adapter(folder):
+        _upscale_adapter(options, folder, out)
+        return
+    if options.base_layers is not None or options.base_model is not None:
+        raise PlanError(f"{options.base} is no adapter", next_step="leave out --base-layers and --base-model")
+    base = open_checkpoint(folder)
+    stack = find_stack(base.tensors, base.config, options.stack)
+    plan = chosen_plan(options, stack.num_layers, base.folder, stack.prefix)
+    surgery = plan_surgery(
+        base,
+        plan if options.calibration is None else _measured(plan, options, base.folder),
+        stack=stack,
+        config_lists=_config_lists(options.config_list),
+        max_shard_bytes=int(options.max_shard_gb * 1e9),
+        link=options.link,
+    )
     print(surgery.describe())
     if options.link and not surgery.num_linked_bytes:
         print("linked      nothing: no file of the base keeps all its tensors under their names")
@@ -130,35 +146,23 @@ def _upscale(options: argparse.Namespace) -> None:
     print(f"written: {out}")
 
 
-def _model_surgery(options: argparse.Namespace, folder: Path) -> Any:
-    from .checkpoint.names import find_stack
-    from .checkpoint.reader import open_checkpoint
+def _upscale_adapter(options: argparse.Namespace, folder: Path, out: Path) -> None:
     from .errors import PlanError
-    from .growth.surgery import plan_surgery
+    from .growth.adapters import adapter_stack, open_adapter, plan_adapter, publish_adapter
 
-    if options.base_layers is not None or options.base_model is not None:
-        raise PlanError(f"{options.base} is no adapter", next_step="leave out --base-layers and --base-model")
-    base = open_checkpoint(folder)
-    stack = find_stack(base.tensors, base.config, options.stack)
-    plan = chosen_plan(options, stack.num_layers, base.folder, stack.prefix)
-    return plan_surgery(
-        base,
-        plan if options.calibration is None else _measured(plan, options, base.folder),
-        stack=stack,
-        config_lists=_config_lists(options.config_list),
-        max_shard_bytes=int(options.max_shard_gb * 1e9),
-        link=options.link,
-    )
-
-
-def _adapter_surgery(options: argparse.Namespace, folder: Path) -> Any:
-    from .growth.adapters import adapter_stack, open_adapter, plan_adapter
-
+    if options.link or options.resume or options.digests:
+        raise PlanError(f"{folder} is an adapter", next_step="leave out --link, --resume and --digests")
     adapter = open_adapter(folder)
     stack = adapter_stack(adapter, options.base_layers, options.stack)
-    return plan_adapter(
-        adapter, stack, chosen_plan(options, stack.num_layers, folder, stack.prefix), options.base_model
-    )
+    plan = chosen_plan(options, stack.num_layers, folder, stack.prefix)
+    surgery = plan_adapter(adapter, stack, plan, options.base_model)
+    print(surgery.describe())
+    if options.dry_run:
+        print(f"dry run: {out} was not written")
+        return
+    with _bytes_bar(surgery.num_bytes, "upscale") as advance:
+        publish_adapter(surgery, out, advance)
+    print(f"written: {out}")
 
 
 def _measured(plan: LayerPlan, options: argparse.Namespace, base: Path) -> LayerPlan:

@@ -89,8 +89,7 @@ DOORS: dict[str, set[str]] = {
 # Modules that must load without torch, even indirectly.
 LIGHT = (
     "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "presets", "checkpoint", "growth.surgery",
-    "artifacts",
-    "costs", "files", "errors", "report",
+    "growth.adapters", "artifacts", "costs", "files", "errors", "report",
 )  # fmt: skip
 
 
