@@ -106,7 +106,9 @@ examples:
     parser.add_argument("base", metavar="BASE", help="checkpoint folder, or a model on the hub as owner/name")
     parser.add_argument("out", metavar="OUT", help="folder to make; it must not exist")
     _add_plan_options(parser)
-    parser.add_argument("--calibration", metavar="FILE", help="text (.txt, .jsonl) to measure norms for norm-matched on")
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="text (.txt, .jsonl) to measure norms for norm-matched on"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be written, write nothing")
     parser.add_argument("--max-shard-gb", type=_positive, default=5.0, metavar="GB", help="size of output files (5)")
     parser.add_argument(

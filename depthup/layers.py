@@ -310,36 +310,6 @@ class LayerPlan:
             targets.setdefault(source, []).append(target)
         return {source: tuple(found) for source, found in targets.items()}
 
-    def blend(self, width: int) -> LayerPlan:
-        """Overlap the slices at each seam by ``width`` mixed layers, in place of as many on either side of it.
-
-        The last layers of the slice below, a, and the first of the one above, b, become averages: mixed layer k takes
-        the share (k + 1) / (width + 1) of its b, and counts as the one of which it takes more. The target has
-        ``width`` layers fewer for each seam.
-
-        Raises:
-            PlanError: A slice is too short for that, or not all layers of the plan are plain copies.
-        """
-        last = len(self.slices) - 1
-        for i, part in enumerate(self.slices):
-            if width < 1 or self.inits or part.num_layers < width * ((i > 0) + (i < last)):
-                raise PlanError(
-                    f"the seams of {self.text} cannot be blended over {width} layers",
-                    allowed="a plan of plain copies, and a width of at least 1, of which each slice holds one for each"
-                    " of its seams",
-                )
-        entries: list[tuple[int, Init]] = []
-        for i, part in enumerate(self.slices):
-            entries += [(layer, COPY) for layer in range(part.start + width * (i > 0), part.stop - width * (i < last))]
-            for k in range(width if i < last else 0):
-                below, above = part.stop - width + k, self.slices[i + 1].start + k
-                if 2 * (k + 1) <= width + 1:
-                    entries.append((below, Init("average", (above, (k + 1) / (width + 1)))))
-                else:
-                    entries.append((above, Init("average", (below, (width - k) / (width + 1)))))
-        sources, inits = zip(*entries, strict=True)
-        return LayerPlan(self.num_base_layers, sources, inits)
-
     def reindex(self, per_layer: Iterable[Any]) -> list[Any]:
         """Carry a list with one value for each base layer over to the target layers."""
         values = list(per_layer)

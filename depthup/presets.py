@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 
+from .blending import blend as blend_seams
 from .errors import PlanError, nearest
 from .layers import LayerPlan, require_depth
 
@@ -137,7 +138,7 @@ def make_plan(
     """
     if blend is not None:
         plain = make_plan(num_base_layers, remove=remove, target_layers=target_layers, layers=layers, preset=preset)
-        return plain.blend(blend)
+        return blend_seams(plain, blend)
     given = [way for way in (remove, target_layers, layers, preset) if way is not None]
     if len(given) != 1:
         raise PlanError(

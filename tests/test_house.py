@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "layers": frozenset(),
     "files": frozenset(),
     "models": frozenset({"checkpoint"}),
-    "presets": frozenset(),
+    "blending": frozenset(),
+    "presets": frozenset({"blending"}),
     "checkpoint": frozenset(),
     "artifacts": frozenset(),
     "data": frozenset(),
@@ -79,8 +80,8 @@ DOORS: dict[str, set[str]] = {
 }  # fmt: skip
 # Modules that must load without torch, even indirectly.
 LIGHT = (
-    "cli", "recipe_verbs", "recipe", "pipeline", "layers", "presets", "checkpoint", "growth.surgery", "artifacts",
-    "costs", "files", "errors", "report",
+    "cli", "recipe_verbs", "recipe", "pipeline", "layers", "blending", "presets", "checkpoint", "growth.surgery",
+    "artifacts", "costs", "files", "errors", "report",
 )  # fmt: skip
 
 

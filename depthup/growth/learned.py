@@ -122,7 +122,7 @@ def _train(coefficients: torch.Tensor, middles: Sequence[int], key: str, num_epo
             nn.Linear(2 * rank, HIDDEN_SIZE), nn.ReLU(), nn.Linear(HIDDEN_SIZE, HIDDEN_SIZE), nn.ReLU(),
             nn.Linear(HIDDEN_SIZE, rank),
         )  # fmt: skip
-        optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, fused=True)
         for _ in range(num_epochs):
             for rows in torch.randperm(len(middles) * num_rows).split(NUM_ROWS_PER_STEP):
                 layer, row = torch.tensor(middles)[rows // num_rows], rows % num_rows

@@ -18,18 +18,56 @@ from ..checkpoint.names import Stack
 from ..checkpoint.reader import Tensor
 from ..errors import CheckpointError
 
-# Model types whose layers add to a stream that they do not change otherwise; tests/growth/test_inits_identity.py.
-PROVEN = frozenset("""
-llama
-""".split())
+# Model types whose layers add to a stream that they do not change otherwise.
+PROVEN = frozenset({
+    "afmoe", "aimv2_text_model", "aimv2_vision_model", "altclip_vision_model", "apertus", "arcee", "aria_text",
+    "audio-spectrogram-transformer", "audioflamingo3_encoder", "axk1", "axk2", "bailing_hybrid", "bamba", "beit",
+    "bigbird_pegasus", "biogpt", "bitnet", "blenderbot", "blip_2_vision_model", "blip_vision_model", "bloom",
+    "bridgetower_vision_model", "canary_decoder", "chinese_clip_vision_model", "clip_text_model",
+    "clip_vision_model", "clipseg_text_model", "clipseg_vision_model", "codegen", "cohere", "cohere2",
+    "cohere2_moe", "cohere_compass_text", "cohere_compass_vision", "cpmant", "ctrl", "cwm", "data2vec-vision",
+    "dbrx", "decision_transformer", "deepseek_v2", "deepseek_v3", "deepseek_v32", "deit", "diffllama", "dinov2",
+    "dinov2_with_registers", "dinov3_vit", "doge", "dots1", "dots3_note_text", "dpt", "ernie4_5", "ernie4_5_moe",
+    "ernie4_5_vl_moe_text", "ernie4_5_vl_moe_vision", "esm", "esmc", "eurobert", "exaone4", "exaone4_5_vision",
+    "exaone_moe", "falcon", "falcon_h1", "falcon_mamba", "flava_image_model", "flava_multimodal_model",
+    "flava_text_model", "flex_olmo", "flint", "gemma", "gemma2", "gemma3_text", "gemma4_text",
+    "gemma4_unified_text", "git_vision_model", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "glm4v_moe_text",
+    "glm4v_moe_vision", "glm4v_text", "glm4v_vision", "glm5_next_vision", "glm_moe_dsa", "glm_ocr_text",
+    "glm_ocr_vision", "glmasr_encoder", "got_ocr2_vision", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox",
+    "gpt_neox_japanese", "gpt_oss", "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa",
+    "granitemoehybrid", "granitemoeshared", "groupvit_text_model", "helium", "hubert", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "hunyuan_vl_text", "hy_v3", "hyperclovax", "idefics2_vision", "idefics3_vision",
+    "idefics_vision", "ijepa", "imagegpt", "inkling2_vision", "instructblip_vision_model", "internlm3",
+    "internvl_vision", "iquestcoder", "jais2", "jamba", "janus_vision_model", "jetmoe", "kimi_linear", "kolibri1",
+    "kosmos_2_text_model", "kosmos_2_vision_model", "laguna", "lfm2", "lfm2_moe", "lfm3", "lfm3_vl_vision",
+    "llama", "llama4_text", "llama4_vision_model", "longt5", "m2m_100", "mamba", "mamba2", "mbart",
+    "megatron-bert", "mellum", "metaclip_2_text_model", "metaclip_2_vision_model", "mimo_v2_flash", "minicpm3",
+    "minimax_m2", "minimax_m3_vl_text", "minimax_m3_vl_vision", "ministral", "ministral3", "mistral",
+    "mistral_large4_text", "mixtral", "mlcd_vision_model", "modernbert", "modernbert-decoder", "moonshine",
+    "moss_transcribe_diarize_audio", "mpt", "mt5", "muse_glimmer_vision", "musicgen_decoder", "nanochat",
+    "nemotron", "nemotron_h", "nllb-moe", "olmo", "olmo2", "olmo3", "olmo_hybrid", "olmoe",
+    "openai_privacy_filter", "opt", "ovis2_vision", "owlv2_text_model", "owlv2_vision_model", "owlvit_text_model",
+    "owlvit_vision_model", "paddleocr_vl_text", "paddleocr_vl_vision", "patchtsmixer", "pegasus", "pegasus_x",
+    "persimmon", "phi", "phi3", "phimoe", "pix2struct_text_model", "pixio", "pixtral", "pop2piano",
+    "qianfan_ocr_vision", "qwen2", "qwen2_5_vl_text", "qwen2_5_vl_vision", "qwen2_audio_encoder", "qwen2_moe",
+    "qwen2_vl_text", "qwen2_vl_vision", "qwen3", "qwen3_5_moe_text", "qwen3_5_moe_vision", "qwen3_5_text",
+    "qwen3_5_vision", "qwen3_asr_encoder", "qwen3_moe", "qwen3_next", "qwen3_vl_moe_text", "qwen3_vl_moe_vision",
+    "qwen3_vl_text", "qwen3_vl_vision", "qwen4_exp_vision", "radio", "recurrent_gemma", "reformer",
+    "roberta-prelayernorm", "sam3_vit_model", "sam_vision_model", "seamless_m4t", "seamless_m4t_v2", "seed_oss",
+    "seggpt", "siglip2_text_model", "siglip2_vision_model", "siglip_text_model", "siglip_vision_model", "smollm3",
+    "smolvlm_vision", "solar_open", "speech_to_text", "stablelm", "starcoder2", "switch_transformers", "t5",
+    "t5_gemma_module", "t5gemma2_decoder", "t5gemma2_text", "timesfm", "timesformer", "tipsv2_text_model",
+    "tipsv2_vision_model", "udop", "ultrabert", "umt5", "vaultgemma", "video_llama_3_vision", "videomae",
+    "videoprism_vision_model", "vilt", "vit", "vit_mae", "vit_msn", "vitpose_backbone", "vivit", "vjepa2",
+    "voxtral_encoder", "voxtral_realtime_encoder", "voxtral_realtime_text", "wav2vec2", "whisper",
+    "xclip_text_model", "xglm", "xlm-roberta-xl", "xlstm", "yolos", "youtu",
+})  # fmt: skip
 # Families that are of that form with one setting alone: the key, the value it must have, and what it is if left out.
 NEEDS: dict[str, tuple[str, bool, bool]] = {
     "opt": ("do_layer_norm_before", True, True),
     "bloom": ("apply_residual_connection_post_layernorm", False, False),
-    **dict.fromkeys(
-        ("data2vec-audio", "hubert", "unispeech", "unispeech-sat", "wav2vec2", "wavlm"),
-        ("do_stable_layer_norm", True, False),
-    ),
+    "hubert": ("do_stable_layer_norm", True, False),
+    "wav2vec2": ("do_stable_layer_norm", True, False),
 }
 # The last linear map of a branch, by the name of its module.
 _LAST = re.compile(
@@ -51,7 +89,7 @@ _ATTENTION = re.compile(r"att|mixer|mamba|conv|temporal", re.IGNORECASE)
 # Norms at the end of a branch, by the branch: attention (or what stands in its place), MLP, per-layer input. The names
 # of the second group are such norms only where the layer has one of the third.
 _AFTER = (
-    re.compile(r"^post_(?:self_attn_layernorm|attn_norm|operator_norm|norm1)$"),
+    re.compile(r"^post_(?:(?:self|cross)_attn_layernorm|attn_norm|operator_norm|norm1)$"),
     re.compile(r"^post_(?:feedforward_layernorm|mlp_layernorm|ffn_norm|norm2)$"),
     re.compile(r"^post_per_layer_input_norm$"),
 )
@@ -68,7 +106,7 @@ _FLOATS = frozenset({
 })  # fmt: skip
 _GAINS = frozenset({"layer_scalar", "input_residual", "post_attention_residual"})
 # Families whose norms multiply by 1 + weight.
-_ONE_PLUS = frozenset({"gemma2", "gemma3_text", "t5gemma"})
+_ONE_PLUS = frozenset({"gemma2", "gemma3_text", "t5_gemma_module", "t5gemma2_text", "t5gemma2_decoder"})
 
 
 @dataclass(frozen=True)
@@ -111,6 +149,12 @@ def find_residual(config: Mapping[str, Any], stack: Stack, layer: Mapping[str, T
                 " make it hand its input on unchanged",
                 next_step="start the new layers as copies",
             )
+    if "shared" in (scope.get("indexer_types") or ()):
+        raise CheckpointError(
+            "a layer that chooses tokens (indexer_types) hands its choice to the next ones, so a copy of it between"
+            " them changes what they compute, whatever it writes into the stream",
+            next_step="start the new layers as copies",
+        )
     modules = {suffix: _module(suffix) for suffix in layer}
     last = {suffix for suffix, module in modules.items() if _LAST.search(module) and not _CHOICE.search(module)}
     _require_complete(kind, modules, last)
