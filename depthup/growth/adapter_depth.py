@@ -37,7 +37,7 @@ def adapter_stack(adapter: Checkpoint, num_base_layers: int | None = None, prefi
         base, held = depth_of_base(config.get("base_model_name_or_path"), where.prefix), _depth_held(adapter, where)
         if num_base_layers is None and base and held and base != held:
             raise CheckpointError(
-                f"the adapter is in each of {min(held)} layers, and {config['base_model_name_or_path']} has {min(base)}",
+                f"the adapter is in each of {min(held)} layers, {config['base_model_name_or_path']} has {min(base)}",
                 next_step="say the depth of the model that it was made for with --base-layers",
             )
         stated = held if num_base_layers in held else base or held
