@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from . import Specimen
-from .oracle import OracleError, grown_lists, rearranged, record_layers, renumber, tensors
+from .oracle import OracleError, grown_lists, rearranged, record_layers, slices, renumber, tensors
 
 NUM_NEW_TOKENS = 8
 TOLERANCE = 1e-4  # of the largest value; most targets agree to the bit
@@ -69,7 +69,7 @@ def same_bytes(base: dict[str, Any], target: dict[str, Any], n: int, sources: Se
 
 def _same_slices(base: Any, target: Any, n: int, sources: Sequence[int]) -> bool:
     axes = [axis for axis, (a, b) in enumerate(zip(base.shape, target.shape, strict=True)) if a != b]
-    if base.dtype != target.dtype or len(axes) != 1 or base.shape[axes[0]] % n:
+    if base.dtype != target.dtype or len(axes) != 1:
         return False
     (axis,) = axes
     dtype = {4: torch.int32, 2: torch.int16, 1: torch.int8, 8: torch.int64}
@@ -79,8 +79,8 @@ def _same_slices(base: Any, target: Any, n: int, sources: Sequence[int]) -> bool
         ).reshape(raw.shape)
         for raw in (base, target)
     )
-    parts = one.split(base.shape[axis] // n, dim=axis)
-    return torch.equal(torch.cat([parts[source] for source in sources], dim=axis), other)
+    places = slices(base.shape[axis], target.shape[axis], n, sources)
+    return bool(places) and torch.equal(torch.cat([one.narrow(axis, *place) for place in places], dim=axis), other)
 
 
 def compare(specimen: Specimen, base: PreTrainedModel, target: PreTrainedModel, n: int, sources: Sequence[int],
