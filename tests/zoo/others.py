@@ -23,6 +23,8 @@ SPECIMENS = [
              image_token_index=319,
              stacks={"vision": "vision_model.encoder.layers", "qformer": "qformer.encoder.layer",
                      "text": "language_model.model.decoder.layers"}),
+    row("blip-2-even/qformer", "blip-2", model="Blip2ForConditionalGeneration", stack="qformer.encoder.layer", generates=False,
+        inputs=inputs.queried, num_query_tokens=4, image_token_index=319, qformer_config={"num_hidden_layers": 6}),
     *_stacks("bridgetower", "BridgeTowerModel", inputs=inputs.image_and_text,
              stacks={"vision": "vision_model.visual.transformer.resblocks", "text": "text_model.encoder.layer",
                      "cross": "cross_modal_text_layers"}, num_hidden_layers=5, hidden_size=64,
@@ -67,7 +69,7 @@ SPECIMENS = [
     # Sound.
     *_stacks("clap", "ClapModel", inputs=inputs.clap,
              audio_config={"patch_embeds_hidden_size": 8, "num_attention_heads": [1, 2, 2, 2], "depths": [1, 1, 2, 1],
-                           "spec_size": 64, "num_mel_bins": 64, "hidden_size": 64, "num_hidden_layers": 4, "patch_size": 4},
+                           "spec_size": 64, "num_mel_bins": 64, "window_size": 2, "hidden_size": 64, "num_hidden_layers": 4, "patch_size": 4},
              stacks={"text": "text_model.encoder.layer", "audio": "audio_model.audio_encoder.layers"}),
     *_stacks("seamless_m4t", "SeamlessM4TForSpeechToText", inputs=inputs.spectrum_and_text,
              feature_projection_input_dim=16, speech_encoder_layers=5, speech_encoder_attention_heads=4,
@@ -78,7 +80,7 @@ SPECIMENS = [
     *_stacks("musicgen", "MusicgenForConditionalGeneration", inputs=inputs.musicgen,
              audio_encoder={"num_filters": 2, "hidden_size": 8, "codebook_size": 16, "codebook_dim": 8},
              stacks={"text": "text_encoder.encoder.block", "decoder": "decoder.model.decoder.layers"}),
-    row("vits", model="VitsModel", inputs=inputs.text, generates=False, noise_scale=0.0, noise_scale_duration=0.0,
+    row("vits", model="VitsModel", stack="text_encoder.encoder.layers", inputs=inputs.text, generates=False, noise_scale=0.0, noise_scale_duration=0.0,
         upsample_initial_channel=16, flow_size=16, duration_predictor_filter_channels=8),
     # Series.
     row("timesfm", model="TimesFmModelForPrediction", inputs=inputs.series, generates=False, horizon_length=8,
@@ -92,5 +94,5 @@ SPECIMENS = [
              lags_sequence=[1, 2], num_time_features=1, stacks={"encoder": "encoder.layers", "decoder": "decoder.layers"}),
     *_stacks("time_series_transformer", "TimeSeriesTransformerModel", inputs=inputs.forecast, prediction_length=4,
              context_length=16, lags_sequence=[1, 2], num_time_features=1, stacks={"encoder": "encoder.layers", "decoder": "decoder.layers"}),
-    row("decision_transformer", model="DecisionTransformerModel", inputs=inputs.episode, generates=False),
+    row("decision_transformer", model="DecisionTransformerModel", inputs=inputs.episode, generates=False, use_cache=False),
 ]
