@@ -12,7 +12,13 @@ _CONVOLUTIONS = {"conv_dim": [8, 8, 8], "conv_stride": [5, 2, 2], "conv_kernel":
 
 def _wave(family: str, model: str, model_type: str | None = None, **how: Any) -> Specimen:
     """Encoders of the waveform behind a few convolutions, as in wav2vec 2.0."""
-    common = {"inputs": inputs.wave, "generates": False, "num_conv_pos_embeddings": 16, "vocab_size": 320, **_CONVOLUTIONS}
+    common = {
+        "inputs": inputs.wave,
+        "generates": False,
+        "num_conv_pos_embeddings": 16,
+        "vocab_size": 320,
+        **_CONVOLUTIONS,
+    }
     return row(family, model_type, **{"model": model, **common, **how})
 
 
@@ -40,17 +46,26 @@ SPECIMENS = [
     _wave("wav2vec2-adapter", "Wav2Vec2ForCTC", "wav2vec2", add_adapter=True),
     _wave("wav2vec2-conformer", "Wav2Vec2ConformerForCTC"),
     _wave("wavlm", "WavLMForCTC"),
-    _spectrum("audio-spectrogram-transformer", "ASTForAudioClassification", inputs=inputs.patches_of_sound, max_length=64),
+    _spectrum(
+        "audio-spectrogram-transformer", "ASTForAudioClassification", inputs=inputs.patches_of_sound, max_length=64
+    ),
     _spectrum("granite_speech5_ctc", "GraniteSpeech5ForCTC", stack="encoder.layers", inputs=inputs.stacked_spectrum),
     _spectrum("lasr_ctc", "LasrForCTC", stack="encoder.layers"),
     _spectrum("nemotron_asr_streaming_encoder", "NemotronAsrStreamingEncoder"),
     _spectrum("parakeet_ctc", "ParakeetForCTC", stack="encoder.layers"),
     _spectrum("wav2vec2-bert", "Wav2Vec2BertForCTC", vocab_size=320),
-    _spectrum("wav2vec2-bert-weighted", "Wav2Vec2BertForSequenceClassification", "wav2vec2-bert",
-              use_weighted_layer_sum=True),
+    _spectrum(
+        "wav2vec2-bert-weighted", "Wav2Vec2BertForSequenceClassification", "wav2vec2-bert", use_weighted_layer_sum=True
+    ),
     *_pair("moonshine", "MoonshineForConditionalGeneration", inputs=inputs.wave_and_text),
-    *_pair("moonshine-even", "MoonshineForConditionalGeneration", "moonshine", inputs=inputs.wave_and_text,
-           encoder_num_hidden_layers=7, decoder_num_hidden_layers=7),
+    *_pair(
+        "moonshine-even",
+        "MoonshineForConditionalGeneration",
+        "moonshine",
+        inputs=inputs.wave_and_text,
+        encoder_num_hidden_layers=7,
+        decoder_num_hidden_layers=7,
+    ),
     *_pair("speech_to_text", "Speech2TextForConditionalGeneration", inputs=inputs.spectrum_and_text),
     *_pair("speecht5", "SpeechT5ForSpeechToText", inputs=inputs.wave_and_text, **_CONVOLUTIONS),
     *_pair("speech-encoder-decoder", "SpeechEncoderDecoderModel", inputs=inputs.wave_and_text),
@@ -58,6 +73,5 @@ SPECIMENS = [
     *_pair("whisper-even", "WhisperForConditionalGeneration", "whisper", inputs=inputs.whisper, encoder_layers=7),
     *_pair("cohere_asr", "CohereAsrForConditionalGeneration", inputs=inputs.spectrum_and_text),
     *_pair("canary", "CanaryForConditionalGeneration", inputs=inputs.spectrum_and_text),
-
     *_pair("pop2piano", "Pop2PianoForConditionalGeneration", inputs=inputs.texts),
 ]
