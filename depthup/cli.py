@@ -116,11 +116,11 @@ def _upscale(options: argparse.Namespace) -> None:
 
     out = Path(options.out)
     refuse_existing(out)
-    base = find_base(options.base)
-    if isinstance(base, Path) and is_adapter(base):
-        surgery = _adapter_surgery(options, base)
-    else:
-        surgery = _model_surgery(options, base)
+    found = find_base(options.base)
+    if isinstance(found, Path) and is_adapter(found):
+        _upscale_adapter(options, found, out)
+        return
+    surgery = _model_surgery(options, found)
     print(surgery.describe())
     if surgery.base.remote is not None:
         print(surgery.base.remote.describe())
@@ -133,7 +133,7 @@ def _upscale(options: argparse.Namespace) -> None:
     num_digested = num_base_bytes + surgery.num_bytes if options.digests else 0
     with _bytes_bar(surgery.num_bytes + num_digested, "upscale") as advance:
         kept = publish_surgery(surgery, out, advance, resume=options.resume, digests=options.digests)
-    if options.resume:
+    if options.resume and surgery.base.remote is None:
         print(f"resumed: {len(kept)} of {len(surgery.shards)} files were whole and of this base and plan")
     print(f"written: {out}")
 
@@ -161,14 +161,23 @@ def _model_surgery(options: argparse.Namespace, found: Any) -> Any:
     )
 
 
-def _adapter_surgery(options: argparse.Namespace, folder: Path) -> Any:
-    from .growth.adapters import adapter_stack, open_adapter, plan_adapter
+def _upscale_adapter(options: argparse.Namespace, folder: Path, out: Path) -> None:
+    from .errors import PlanError
+    from .growth.adapters import adapter_stack, open_adapter, plan_adapter, publish_adapter
 
+    if options.link or options.resume or options.digests:
+        raise PlanError(f"{folder} is an adapter", next_step="leave out --link, --resume and --digests")
     adapter = open_adapter(folder)
     stack = adapter_stack(adapter, options.base_layers, options.stack)
-    return plan_adapter(
-        adapter, stack, chosen_plan(options, stack.num_layers, folder, stack.prefix), options.base_model
-    )
+    plan = chosen_plan(options, stack.num_layers, folder, stack.prefix)
+    surgery = plan_adapter(adapter, stack, plan, options.base_model)
+    print(surgery.describe())
+    if options.dry_run:
+        print(f"dry run: {out} was not written")
+        return
+    with _bytes_bar(surgery.num_bytes, "upscale") as advance:
+        publish_adapter(surgery, out, advance)
+    print(f"written: {out}")
 
 
 def _measured(plan: LayerPlan, options: argparse.Namespace, base: Path) -> LayerPlan:

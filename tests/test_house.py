@@ -32,8 +32,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "grammar": frozenset(),
     "files": frozenset(),
     "models": frozenset({"checkpoint"}),
+    "blending": frozenset(),
     "presets": frozenset(),
-    "plan_options": frozenset({"presets", "growth"}),
+    "plan_options": frozenset({"presets", "growth", "blending"}),
     "checkpoint": frozenset(),
     "artifacts": frozenset(),
     "data": frozenset(),
@@ -90,9 +91,8 @@ DOORS: dict[str, set[str]] = {
 }  # fmt: skip
 # Modules that must load without torch, even indirectly.
 LIGHT = (
-    "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "presets", "checkpoint", "growth.surgery",
-    "artifacts",
-    "costs", "files", "errors", "report",
+    "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "blending", "presets", "checkpoint",
+    "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import CheckpointError
 from ..layers import LayerPlan
 from .names import Stack
+from .plain_json import read_object
 from .reader import Tensor
 from .selectors import (
     Modules,
@@ -88,10 +89,7 @@ def carry_side_files(folder: Path, stack: Stack, plan: LayerPlan, names: Iterabl
         path = folder / file
         if not path.is_file():
             continue
-        try:
-            value = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise CheckpointError(f"{path} is no JSON: {error}", next_step="get this file again") from error
+        value = read_object(path)
         if file == CACHE_SCALES:
             carried = _carry_cache_scales(value, stack, plan)
         else:
@@ -174,9 +172,9 @@ def _rules(value: Any) -> Mapping[str, Rule | None]:
 
 def _carry_cache_scales(value: Any, stack: Stack, plan: LayerPlan) -> Any:
     """Each object with one key for each layer, ``"0"`` to ``str(n - 1)``, gets one for each target layer."""
-    if isinstance(value, dict):
-        by_layer = bool(value) and value.keys() == {str(layer) for layer in range(stack.num_layers)}
-        if by_layer and not any(isinstance(item, dict) for item in value.values()):
-            return {str(target): value[str(source)] for target, source in enumerate(plan.sources)}
-        return {key: _carry_cache_scales(item, stack, plan) for key, item in value.items()}
-    return value
+    if not isinstance(value, dict):
+        return value
+    by_layer = value.keys() == {str(layer) for layer in range(stack.num_layers)}
+    if by_layer and not any(isinstance(item, dict) for item in value.values()):
+        return {str(target): value[str(source)] for target, source in enumerate(plan.sources)}
+    return {key: _carry_cache_scales(item, stack, plan) for key, item in value.items()}

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..layers import LayerPlan
 from .names import Stack
 
@@ -38,16 +38,25 @@ _OTHER_SENSES = re.compile(r"vis|image|video|audio|speech|encoder")
 
 
 def pattern(text: str, how: Callable[[re.Pattern[str], str], Any] = re.Pattern.match) -> Selects:
-    """A regular expression; what is none is read as a shell pattern, as in ``*.mlp``."""
+    """A regular expression; what is none selects nothing."""
+    compiled = _compiled(text)
+    return lambda name: compiled is not None and how(compiled, name) is not None
+
+
+def _compiled(text: str) -> re.Pattern[str] | None:
     try:
-        compiled = re.compile(text)
-    except re.error:
-        return lambda name: fnmatchcase(name, text)
-    return lambda name: how(compiled, name) is not None
+        return re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        return None
 
 
 def named(selector: str) -> Selects:
-    """transformers: a pattern from the start to a dot or the end, or an ending (``should_convert_module``)."""
+    """transformers: a pattern from the start to a dot or the end, or an ending (``should_convert_module``).
+
+    What is no pattern, as ``*.mlp``, is read as a shell pattern.
+    """
+    if _compiled(selector) is None:
+        return globbed(selector)
     matches = pattern(rf"(?:{selector})(?:(?<=\.)|(?=\.|$))")
     return lambda name: matches(name) or name.endswith(selector)
 
@@ -207,8 +216,8 @@ def carry_selector(selector: str, rule: Rule, modules: Modules, *, where: str, a
         if all(any(reads(target) for reads in readers) == (target in wanted) for target, _ in pairs):
             return candidate
     raise CheckpointError(
-        f"{where} has '{selector}', which selects modules by the index of their layer in a way that depthup cannot"
-        " write for the target",
+        f"{where} has '{shown(selector)}', which selects modules by the index of their layer in a way that depthup"
+        " cannot write for the target",
         next_step="write it in the base as names, one for each layer, as in"
         f" {modules.stack.prefix}.3.mlp, or as {modules.stack.prefix.rpartition('.')[2]}\\.(3|4)\\.",
     )
@@ -257,7 +266,7 @@ def _plain(selector: str, modules: Modules) -> list[str] | None:
         return None
     if not re.search(r"\d", selector):
         return [selector]
-    last = modules.stack.prefix.rpartition(".")[2]
+    last = re.escape(modules.stack.prefix.rpartition(".")[2])
     match = re.fullmatch(rf"(?P<kind>re:|[+-]:)?(?P<head>.*?)(?<![\w]){last}(?P<dot>\\?\.)(?P<index>\d+)"
                          rf"(?P<tail>(?:\\?\.|\$).*|)", selector)  # fmt: skip
     if match is None or (match["kind"] in ("+:", "-:") and not match["tail"]):

@@ -54,6 +54,7 @@ class Shard:
     """One file of the target, its tensors in the order of their bytes.
 
     Where ``link`` names a file of the base, that file holds these tensors and no others: it is linked, not written.
+    ``metadata`` is what the header says beside the tensors.
     """
 
     file: str
@@ -131,7 +132,7 @@ def plan_shards(moves: Sequence[Move], max_shard_bytes: int, to_link: Iterable[T
     parts = _cut_evenly(rest, max_shard_bytes)
     of_one_file = [list(part) for _, part in groupby(rest, lambda move: move.source.shard)]
     finer = [part for moves_of_file in of_one_file for part in _cut_evenly(moves_of_file, max_shard_bytes)]
-    groups += [(None, align(part)) for part in (finer if 2 * len(finer) < 3 * len(parts) else parts)]
+    groups += [(None, _aligned(part)) for part in (finer if 2 * len(finer) < 3 * len(parts) else parts)]
     if len(groups) == 1:
         return (Shard(SINGLE_NAME, tuple(groups[0][1]), groups[0][0]),)
     names = (f"model-{i + 1:05}-of-{len(groups):05}.safetensors" for i in range(len(groups)))
@@ -173,6 +174,6 @@ def _cut(sizes: Sequence[int], max_bytes: int) -> Iterator[int]:
         yield len(sizes)
 
 
-def align(moves: Sequence[Move]) -> list[Move]:
+def _aligned(moves: list[Move]) -> list[Move]:
     """Wide types first, so that each tensor begins at a multiple of its width; the order is kept within a width."""
     return sorted(moves, key=lambda move: -DTYPE_BITS[move.source.dtype])

@@ -1,29 +1,45 @@
-"""What ``adapter_config.json`` says of layers, carried over to a plan (fields and their reading: peft 0.21)."""
+"""Methods of adapters, and what ``adapter_config.json`` says of layers, carried over to a plan.
+
+Names of methods and fields, and how they are read: peft 0.21.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..checkpoint.names import Stack
 from ..checkpoint.selectors import Modules, Selects, carry_fields, carry_selector, general, pattern
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shown
 from ..layers import LayerPlan
 
+# Methods whose tensors lie under the layer that they change, and the word that their names begin with.
+LAYERED = {
+    "LORA": "lora_", "ADALORA": "lora_", "IA3": "ia3_", "LOHA": "hada_", "LOKR": "lokr_", "OFT": "oft_",
+    "BOFT": "boft_", "HRA": "hra_", "VERA": "vera_lambda_", "PVERA": "pvera_lambda_", "VBLORA": "vblora_",
+    "RANDLORA": "randlora_", "FOURIERFT": "fourierft_", "WAVEFT": "waveft_", "C3A": "c3a_", "ROAD": "road_",
+    "SHIRA": "shira_", "SUPERTUNING": "supertuning_", "MISS": "miss_", "DELORA": "delora_", "GLORA": "glora_",
+    "GRALORA": "gralora_", "HIRA": "hira_", "DEFT": "deft_", "PEANUT": "peanut_", "PSOFT": "psoft_", "OSF": "osf_",
+    "BEFT": "beft_", "POLY": "poly_", "LN_TUNING": "ln_tuning_", "ADAPTION_PROMPT": "adaption_",
+    "TRAINABLE_TOKENS": "trainable_tokens_",
+}  # fmt: skip
+# Methods that put tokens before the text: one tensor, which says nothing of layers.
+PROMPTS = frozenset({"PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"})
+# Methods that put keys and values before those of the text: one tensor with a part for each layer.
+CACHES = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
+# Methods that hang on the number or the order of layers in a way that no field can say.
+REFUSED = {
+    "XLORA": "its classifier puts out scales for each adapted layer",
+    "FROD": "its shared basis is computed from the weights of all layers together",
+    "LILY": "layers next to each other share its tensors",
+    "UNILORA": "all layers share one vector, in places drawn by their order",
+    "TINYLORA": "layers share its vectors in groups formed by their order",
+    "SHADOW": "a second, smaller model runs beside the layers",
+}
 ROOT = "base_model.model."  # what peft puts before the names of the model's modules
 # Fields whose items (or whose pattern) select modules.
 _SELECTING = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save", "target_parameters")
-_TEXTS, _NUMBERS, _NUMBER = "a list of names", "a number or a list of numbers", "a number"
-_FORMS = {
-    "peft_type": "a name", "base_model_name_or_path": "a name",
-    "target_modules": f"a pattern or {_TEXTS}", "exclude_modules": f"a pattern or {_TEXTS}",
-    "feedforward_modules": f"a pattern or {_TEXTS}", "layers_pattern": f"a name or {_TEXTS}",
-    "modules_to_save": _TEXTS, "target_parameters": _TEXTS,
-    "layers_to_transform": _NUMBERS, "layer_replication": "a list of pairs of numbers",
-    "rank_pattern": "an object", "alpha_pattern": "an object",
-    "adapter_layers": _NUMBER, "num_layers": _NUMBER, "token_dim": _NUMBER, "num_transformer_submodules": _NUMBER,
-}  # fmt: skip
 # Fields that say nothing of layers.
 _APART = frozenset({
     "auto_mapping", "base_model_name_or_path", "loftq_config", "megatron_config", "runtime_config", "eva_config",
@@ -86,26 +102,50 @@ def grow_adapter_config(
     return result, tuple(changes)
 
 
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_name, value))
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_number, value))
+
+
+def _are_ranges(value: Any) -> bool:
+    return isinstance(value, list) and all(_are_numbers(pair) and len(pair) == 2 for pair in value)
+
+
+_NAME, _NUMBER, _TABLE = ("a name", _is_name), ("a number", _is_number), ("an object", _is_table)
+_NAMES = ("a list of names", _are_names)
+_PATTERN = ("a pattern or a list of names", lambda value: _is_name(value) or _are_names(value))
+_NUMBERS = ("a number or a list of numbers", lambda value: _is_number(value) or _are_numbers(value))
+_FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "peft_type": _NAME, "base_model_name_or_path": _NAME, "target_modules": _PATTERN, "exclude_modules": _PATTERN,
+    "feedforward_modules": _PATTERN, "layers_pattern": _PATTERN, "modules_to_save": _NAMES, "target_parameters": _NAMES,
+    "layers_to_transform": _NUMBERS, "layer_replication": ("a list of pairs of numbers", _are_ranges),
+    "rank_pattern": _TABLE, "alpha_pattern": _TABLE, "adapter_layers": _NUMBER, "num_layers": _NUMBER,
+    "token_dim": _NUMBER, "num_transformer_submodules": _NUMBER,
+}  # fmt: skip
+
+
 def require_forms(config: Mapping[str, Any], path: object) -> None:
     """Raise :class:`CheckpointError` if a field that speaks of layers has a value of another type than peft writes."""
-    for key, form in _FORMS.items():
+    for key, (form, fits) in _FORMS.items():
         value = config.get(key)
-        texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        numbers = isinstance(value, list) and all(type(item) is int for item in value)
-        pairs = isinstance(value, list) and all(isinstance(p, list) and [*map(type, p)] == [int, int] for p in value)
-        fits = {
-            "a name": isinstance(value, str),
-            "a number": type(value) is int,
-            "an object": isinstance(value, dict),
-            _TEXTS: texts,
-            f"a pattern or {_TEXTS}": texts or isinstance(value, str),
-            f"a name or {_TEXTS}": texts or isinstance(value, str),
-            _NUMBERS: numbers or type(value) is int,
-            "a list of pairs of numbers": pairs,
-        }
-        if value is not None and not fits[form]:
+        if value is not None and not fits(value):
             raise CheckpointError(
-                f"{path} has {key} = {str(value)[:80]}", allowed=f"{form}, or null", next_step="get this file again"
+                f"{path} has {key} = {shown(value)}", allowed=f"{form}, or null", next_step="get this file again"
             )
 
 
@@ -218,4 +258,4 @@ def _require_the_same(before: Mapping[str, Any], after: Mapping[str, Any], modul
 
 
 def _short(value: Any) -> str:
-    return f"list of {len(value)}" if isinstance(value, list) and len(value) > 8 else str(value)
+    return f"list of {len(value)}" if isinstance(value, list) and len(value) > 8 else shown(value)

@@ -6,49 +6,72 @@ the plan, or is refused with the reason. Names and methods: peft 0.21. The code 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.names import Stack, depths, find_stacks, indexed_prefixes
-from ..checkpoint.reader import Checkpoint, Tensor, read_config, read_header
-from ..checkpoint.shards import align
-from ..checkpoint.writer import Buffer, Move, Progress, Shard
-from ..errors import CheckpointError, PlanError
+from .. import __version__
+from ..checkpoint.carry import carried_files, carry
+from ..checkpoint.names import Stack
+from ..checkpoint.plain_json import read_object
+from ..checkpoint.reader import Checkpoint, Tensor, read_header
+from ..checkpoint.writer import Buffer, Move, Progress, Shard, plan_shards, write_shards
+from ..errors import CheckpointError, PlanError, shown
+from ..files import publishing, refuse_existing, require_space, write_json
 from ..layers import COPY, LayerPlan
-from .adapter_config import grow_adapter_config, require_forms
-from .history import extend_history
-from .surgery import ADAPTER_CONFIG_NAME, Surgery, publish_surgery
+from .adapter_config import CACHES, LAYERED, PROMPTS, REFUSED, grow_adapter_config, require_forms
+from .adapter_depth import adapter_stack, depth_of_base
+from .history import Step, extend_history
+from .surgery import ADAPTER_CONFIG_NAME, MANIFEST_NAME
 
+__all__ = ["AdapterSurgery", "adapter_stack", "grow_adapter", "is_adapter", "open_adapter", "plan_adapter",
+           "publish_adapter"]  # fmt: skip
 WEIGHTS_NAME = "adapter_model.safetensors"
 
-# Methods whose tensors lie under the layer that they change, and the word that their names begin with.
-LAYERED = {
-    "LORA": "lora_", "ADALORA": "lora_", "IA3": "ia3_", "LOHA": "hada_", "LOKR": "lokr_", "OFT": "oft_",
-    "BOFT": "boft_", "HRA": "hra_", "VERA": "vera_lambda_", "PVERA": "pvera_lambda_", "VBLORA": "vblora_",
-    "RANDLORA": "randlora_", "FOURIERFT": "fourierft_", "WAVEFT": "waveft_", "C3A": "c3a_", "ROAD": "road_",
-    "SHIRA": "shira_", "SUPERTUNING": "supertuning_", "MISS": "miss_", "DELORA": "delora_", "GLORA": "glora_",
-    "GRALORA": "gralora_", "HIRA": "hira_", "DEFT": "deft_", "PEANUT": "peanut_", "PSOFT": "psoft_", "OSF": "osf_",
-    "BEFT": "beft_", "POLY": "poly_", "LN_TUNING": "ln_tuning_", "ADAPTION_PROMPT": "adaption_",
-    "TRAINABLE_TOKENS": "trainable_tokens_",
-}  # fmt: skip
-# Methods that put tokens before the text: one tensor, which says nothing of layers.
-PROMPTS = frozenset({"PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"})
-# Methods that put keys and values before those of the text: one tensor with a part for each layer.
-CACHES = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
-# Methods that hang on the number or the order of layers in a way that no field can say.
-REFUSED = {
-    "XLORA": "its classifier puts out scales for each adapted layer",
-    "FROD": "its shared basis is computed from the weights of all layers together",
-    "LILY": "layers next to each other share its tensors",
-    "UNILORA": "all layers share one vector, in places drawn by their order",
-    "TINYLORA": "layers share its vectors in groups formed by their order",
-    "SHADOW": "a second, smaller model runs beside the layers",
-}
+
+@dataclass(frozen=True)
+class AdapterSurgery:
+    """Everything that will be written of a grown adapter.
+
+    Attributes:
+        adapter: The adapter.
+        stack: The layers of its base model, by the names in the adapter.
+        plan: The base layer of each target layer.
+        shard: The file of its weights.
+        config: The grown ``adapter_config.json``.
+        config_changes: What differs from the adapter's, one line each.
+        history: The surgeries that made the adapter, and this one.
+    """
+
+    adapter: Checkpoint
+    stack: Stack
+    plan: LayerPlan
+    shard: Shard
+    config: Mapping[str, Any]
+    config_changes: tuple[str, ...]
+    history: tuple[Step, ...]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(move.num_elements for move in self.shard.moves)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors, the header not counted."""
+        return self.shard.num_data_bytes
+
+    def describe(self) -> str:
+        """The plan and what it costs, as text."""
+        return "\n".join([
+            self.plan.render(),
+            f"parameters  {self.adapter.num_parameters:,} -> {self.num_parameters:,}",
+            f"bytes       {self.adapter.num_bytes:,} -> {self.num_bytes:,}",
+            *(f"config      {change}" for change in self.config_changes),
+        ])  # fmt: skip
 
 
 def is_adapter(folder: Path) -> bool:
@@ -63,7 +86,8 @@ def open_adapter(folder: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: The folder has no such config or no safetensors weights, or its method is not known.
     """
     folder = Path(folder)
-    config = _read_adapter_config(folder)
+    config = read_object(folder / ADAPTER_CONFIG_NAME)
+    require_forms(config, folder / ADAPTER_CONFIG_NAME)
     method = config.get("peft_type")
     if method in REFUSED:
         raise CheckpointError(
@@ -72,7 +96,7 @@ def open_adapter(folder: str | os.PathLike[str]) -> Checkpoint:
         )
     if method not in LAYERED and method not in PROMPTS | CACHES:
         raise CheckpointError(
-            f"{folder} is an adapter of type {method}, which depthup does not know",
+            f"{folder} is an adapter of type {shown(method)}, which depthup does not know",
             allowed=", ".join(sorted({*LAYERED, *PROMPTS, *CACHES})),
             next_step="merge it into its base model, where its method can, and up-scale that",
         )
@@ -86,44 +110,7 @@ def open_adapter(folder: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(folder, config, tensors, metadata)
 
 
-def adapter_stack(adapter: Checkpoint, num_base_layers: int | None = None, prefix: str | None = None) -> Stack:
-    """The stack of the base model's layers that an adapter speaks of.
-
-    The depth is the one given, else that of the base model if ``base_model_name_or_path`` is a folder here, else the
-    number of layers in the adapter if it has the same modules in each of them, with nothing that leaves layers out.
-
-    Args:
-        adapter: An opened adapter.
-        num_base_layers: Depth of the base model.
-        prefix: Which stack, as in ``model.layers``, where an adapter changes several.
-
-    Raises:
-        CheckpointError: The depth cannot be told, or contradicts the adapter.
-    """
-    config = adapter.config
-    if config["peft_type"] in PROMPTS | CACHES:
-        found, where = config.get("num_layers"), Stack("", 0, (), ("num_layers",))
-        stated = {found} if type(found) is int and found > 0 else set()
-    else:
-        where = Stack(_container(adapter, prefix), 0, (), ())
-        stated = _depth_of_base(config.get("base_model_name_or_path"), where.prefix) or _depth_held(adapter, where)
-    if num_base_layers is None and len(stated) != 1:
-        raise CheckpointError(
-            f"the depth of the model that {adapter.folder} is for cannot be told: its config names"
-            f" '{config.get('base_model_name_or_path')}', which is no folder here, and the adapter need not be in"
-            " every layer",
-            next_step="say it with --base-layers",
-        )
-    num_layers = num_base_layers or next(iter(stated))
-    last = max((place[0] for name in adapter.tensors if (place := where.split(name))), default=-1)
-    if last >= num_layers or (len(stated) == 1 and num_layers not in stated):
-        known = f"a base of {next(iter(stated))} layers" if len(stated) == 1 else f"a base with a layer {last}"
-        raise CheckpointError(f"the adapter is for {known}, not for one of {num_layers} layers",
-                              next_step="check --base-layers, or leave it out")  # fmt: skip
-    return Stack(where.prefix, num_layers, where.scope, where.depth_keys)
-
-
-def plan_adapter(adapter: Checkpoint, stack: Stack, plan: LayerPlan, base_model: str | None = None) -> Surgery:
+def plan_adapter(adapter: Checkpoint, stack: Stack, plan: LayerPlan, base_model: str | None = None) -> AdapterSurgery:
     """Decide on every tensor and config field of the grown adapter. Reads headers only, writes nothing.
 
     Args:
@@ -141,8 +128,8 @@ def plan_adapter(adapter: Checkpoint, stack: Stack, plan: LayerPlan, base_model:
             f"the plan is for a base of {plan.num_base_layers} layers, the adapter for one of {stack.num_layers}",
             next_step=f"make the plan for {stack.num_layers} layers",
         )
-    depth = _depth_of_base(base_model, stack.prefix) if base_model is not None else ()
-    if base_model is not None and depth and plan.num_target_layers not in depth:
+    depth = depth_of_base(base_model, stack.prefix)
+    if depth and plan.num_target_layers not in depth:
         raise PlanError(
             f"{base_model} has {min(depth)} layers, the plan leads to {plan.num_target_layers}",
             next_step="name the up-scaled model as --base-model",
@@ -150,9 +137,38 @@ def plan_adapter(adapter: Checkpoint, stack: Stack, plan: LayerPlan, base_model:
     method = adapter.config["peft_type"]
     moves = _grown_caches(adapter, plan) if method in CACHES else _grown_layers(adapter, stack, plan)
     config, changes = grow_adapter_config(adapter.config, adapter.tensors, LAYERED.get(method), stack, plan, base_model)
-    shards = (Shard(WEIGHTS_NAME, tuple(align(moves))),)
+    others = sorted(path.parent.name for path in adapter.folder.glob(f"*/{ADAPTER_CONFIG_NAME}"))
+    changes += tuple(f"{name}: another adapter, to be grown by itself" for name in others)
+    (shard,) = plan_shards(moves, sum(move.num_bytes for move in moves) + 1)
     history = extend_history(adapter.folder, stack.prefix, plan)
-    return Surgery(adapter, stack, plan, shards, config, changes, history, config_name=ADAPTER_CONFIG_NAME)
+    return AdapterSurgery(adapter, stack, plan, replace(shard, file=WEIGHTS_NAME), config, changes, history)
+
+
+def publish_adapter(surgery: AdapterSurgery, out: Path, progress: Progress | None = None) -> None:
+    """Write a grown adapter to the new folder ``out``, which appears when it is whole.
+
+    Raises:
+        CheckpointError: The adapter changed while it was read.
+        OutputError: ``out`` exists or the disk is too small.
+    """
+    adapter = surgery.adapter.folder
+    refuse_existing(out)
+    carried = sum(path.stat().st_size for path in carried_files(adapter))
+    require_space(out.parent, surgery.shard.num_written_bytes + carried)
+    with publishing(out) as partial_out:
+        carry(adapter, partial_out)
+        write_json(partial_out / ADAPTER_CONFIG_NAME, surgery.config)
+        write_shards(adapter, [surgery.shard], partial_out, progress)
+        write_json(partial_out / MANIFEST_NAME, {
+            "depthup": __version__,
+            "made_by": "surgery on an adapter",
+            "plan": surgery.plan.to_json(),
+            "stack": surgery.stack.prefix,
+            "config_changes": list(surgery.config_changes),
+            "num_parameters": surgery.num_parameters,
+            "history": [step.to_json() for step in surgery.history[:-1]],
+            "base": {"name": adapter.resolve().name},
+        })  # fmt: skip
 
 
 def grow_adapter(
@@ -163,7 +179,7 @@ def grow_adapter(
     stack: str | None = None,
     base_model: str | None = None,
     progress: Progress | None = None,
-) -> Surgery:
+) -> AdapterSurgery:
     """Write the adapter that fits the target of ``plan`` as a new folder ``out``.
 
     Args:
@@ -181,51 +197,8 @@ def grow_adapter(
     """
     opened = open_adapter(adapter)
     surgery = plan_adapter(opened, adapter_stack(opened, plan.num_base_layers, stack), plan, base_model)
-    publish_surgery(surgery, Path(out), progress)
+    publish_adapter(surgery, Path(out), progress)
     return surgery
-
-
-# -- depth ------------------------------------------------------------------------------------------------------------
-
-
-def _container(adapter: Checkpoint, wanted: str | None) -> str:
-    """The indexed prefix of the adapter's names that is meant; empty if it has none."""
-    found = list(indexed_prefixes(adapter.tensors))
-    chosen = [name for name in found if wanted is None or name == wanted or name.endswith(f".{wanted}")]
-    if len(chosen) > 1 or (wanted is not None and not chosen):
-        raise CheckpointError(
-            f"the adapter has modules in {', '.join(found) or 'no layers'}",
-            next_step="choose the stack with --stack PREFIX" + (f", not {wanted}" if wanted else ""),
-        )
-    return chosen[0] if chosen else ""
-
-
-def _depth_of_base(name: Any, prefix: str) -> set[int]:
-    """The depths that the config of a base model in a folder states for a prefix; empty if there is no such folder."""
-    if not isinstance(name, str) or not name or not (Path(name) / "config.json").is_file():
-        return set()
-    config = read_config(Path(name))
-    prefix = prefix or "model.layers"
-    stated = {depth for _, _, depth in depths(config)}
-    layers = ([f"{prefix}.{layer}.x" for layer in range(depth)] for depth in stated)
-    return {stack.num_layers for names in layers for stack in find_stacks(names, config)}
-
-
-def _depth_held(adapter: Checkpoint, stack: Stack) -> set[int]:
-    """The number of layers, if each holds the same tensors and the config leaves none out."""
-    layers: dict[int, set[str]] = {}
-    for name in adapter.tensors:
-        if place := stack.split(name):
-            layers.setdefault(place[0], set()).add(place[1])
-    config = adapter.config
-    if config["peft_type"] == "ADAPTION_PROMPT" and layers:
-        return {max(layers) + 1}  # it is in the last layers
-    narrowed = config.get("layers_to_transform") not in (None, []) or config.get("exclude_modules")
-    listed = isinstance(config.get("target_modules") or [], list)
-    numbered = any(re.search(r"\d\.", item) for item in (config.get("target_modules") or []) if listed)
-    if narrowed or not listed or numbered or layers.keys() != set(range(len(layers))):
-        return set()
-    return {len(layers)} if len({frozenset(held) for held in layers.values()}) == 1 else set()
 
 
 # -- tensors ----------------------------------------------------------------------------------------------------------
@@ -312,17 +285,3 @@ def _rows(adapter: Checkpoint, tensor: Tensor, plan: LayerPlan) -> Iterator[Buff
         for _ in range(tensor.shape[0]):
             held = file.read(row)
             yield b"".join(held[source * part : (source + 1) * part] for source in plan.sources)
-
-
-def _read_adapter_config(folder: Path) -> dict[str, Any]:
-    path = folder / ADAPTER_CONFIG_NAME
-    try:
-        config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}", next_step="name an adapter folder") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}", next_step="get this file again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is no JSON object", next_step="get this file again")
-    require_forms(config, path)
-    return config

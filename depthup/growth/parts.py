@@ -83,6 +83,7 @@ def unlike_rules(base: Checkpoint, stack: Stack, layers: Mapping[int, Mapping[st
     special = {*range(num_first), *range(n - num_last, n)}
     forms = layer_forms(layers, base.config, stack)
     first_of: dict[tuple[str, ...], int] = {}
+    forms = layer_forms(layers, base.config, stack)
     for layer, kind in enumerate(layer_kinds(base.config, stack)):
         if layer in special:
             continue

@@ -16,6 +16,7 @@ from ..checkpoint.check import Finding
 from ..checkpoint.copy import Progress, first_difference, read_range
 from ..checkpoint.names import find_stack
 from ..checkpoint.parallel import run_all
+from ..checkpoint.plain_json import read_object
 from ..checkpoint.reader import Checkpoint, Tensor, open_checkpoint
 from ..checkpoint.writer import Move
 from ..errors import CheckpointError
@@ -126,7 +127,7 @@ def prove(
     findings = _Findings(tell, limit)
     made_here = (target / MANIFEST_NAME).is_file()
     notes = [*_compare_configs(surgery.config, found.config, findings, made_here),
-             *_compare_files(surgery.base.folder, target, findings, made_here)]  # fmt: skip
+             *_compare_files(surgery, target, findings, made_here)]  # fmt: skip
     pairs = list(_comparable(surgery, found, findings))
     making = Lock()
     run_all([partial(_compare_tensors, surgery, found, job, findings, making) for job in _in_jobs(pairs)], progress)
@@ -270,12 +271,20 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _compare_files(base: Path, target: Path, findings: _Findings, made_here: bool) -> list[str]:
-    """Tokenizer, chat template, code, licence: what the base has, the target has, byte for byte."""
+def _compare_files(surgery: Surgery, target: Path, findings: _Findings, made_here: bool) -> list[str]:
+    """Tokenizer, chat template, code, licence: what the base has, the target has, byte for byte.
+
+    Files that name layers hold the value that the plan makes of the base's.
+    """
+    base = surgery.base.folder
     expected, found = files_in(base), files_in(target)
     for name in expected:
         if name not in found:
             findings.add(f"{name} is missing: the base has it", "copy it from the base")
+            continue
+        if name in surgery.files:
+            if read_object(target / name) != surgery.files[name]:
+                findings.add(f"{name} does not name the layers as the plan does")
             continue
         size = (base / name).stat().st_size
         with open(base / name, "rb", buffering=0) as one, open(target / name, "rb", buffering=0) as other:

@@ -32,8 +32,8 @@ from .manifest import MANIFEST_NAME, Facts, all_facts, make_manifest, remote_fac
 from .parts import require_alone, shared_tensors, sorted_tensors, unlike_rules
 from .special import outside_move
 
-__all__ = ["DEFAULT_SHARD_BYTES", "MANIFEST_NAME", "Surgery", "plan_surgery", "publish_surgery", "upscale",
-           "write_surgery"]  # fmt: skip
+__all__ = ["ADAPTER_CONFIG_NAME", "DEFAULT_SHARD_BYTES", "MANIFEST_NAME", "Surgery", "plan_surgery", "publish_surgery",
+           "upscale", "write_surgery"]  # fmt: skip
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -50,9 +50,8 @@ class Surgery:
         config: The target's ``config.json``.
         config_changes: What differs from the base's, one line each.
         config_lists: What was said of lists in the config that depthup does not know.
-        files: Other JSON files that differ from the base's, by name.
-        config_name: The file that the config is written to: that of a model, or of an adapter.
         history: The surgeries that made the base, where it is itself a target, and this one.
+        files: Other JSON files that differ from the base's, by name.
     """
 
     base: Checkpoint
@@ -64,7 +63,6 @@ class Surgery:
     history: tuple[Step, ...]
     config_lists: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, Any] = field(default_factory=dict)
-    config_name: str = "config.json"
 
     @cached_property
     def moves(self) -> tuple[Move, ...]:
@@ -160,6 +158,8 @@ def plan_surgery(
     require_alone(base, stack)
     edit = grow_config(base.config, stack, plan, config_lists, list(unlike_rules(base, stack, layers)), base.tensors)
     files = carry_side_files(base.folder, stack, plan, base.tensors)
+    changes = (*edit.changes, *(f"{name}: layers named by index -> named by the plan" for name in files))
+    metadata = carry_metadata(base.metadata, stack, plan)
     bench = Bench(base, stack, plan, layers)
     grown = [move for target in range(plan.num_target_layers) for move in start_layer(bench, target)]
     grown[: len(layers[plan.sources[0]])] += [Move(stack.name(0, suffix), tensor) for suffix, tensor in shared.items()]
@@ -167,11 +167,10 @@ def plan_surgery(
     moves = [*before, *grown, *after]
     if any(move.make for move in moves):
         require_here(base, "tensors that hold a part for each layer are made anew from its weights")
-    metadata = carry_metadata(base.metadata, stack, plan)
-    shards = plan_shards(moves, max_shard_bytes, base.tensors.values() if link else ())
+    # What a header says of all tensors is another for the target: such a file cannot be used as it is.
+    shards = plan_shards(moves, max_shard_bytes, base.tensors.values() if link and not metadata else ())
     shards = tuple(replace(shard, metadata=metadata) for shard in shards)
     history = extend_history(base.folder, stack.prefix, plan)
-    changes = (*edit.changes, *(f"{name}: layers named by index -> named by the plan" for name in files))
     return Surgery(base, stack, plan, shards, edit.config, changes, history, dict(config_lists or {}), files)
 
 
@@ -200,11 +199,11 @@ def write_surgery(
     try:
         kept, base_facts = _write_weights(surgery, folder, progress, resume=resume, digests=digests)
         names = carry(surgery.base.folder, folder)
-        for name, value in {surgery.config_name: surgery.config, **surgery.files}.items():
+        for name, value in {"config.json": surgery.config, **surgery.files}.items():
             write_json(folder / name, value)
         write_freeze_map(folder, surgery.stack, surgery.plan, [move.name for move in surgery.moves])
         names += [
-            surgery.config_name,
+            "config.json",
             FREEZE_MAP_NAME,
             *(shard.file for shard in surgery.shards),
             *[INDEX_NAME] * (len(surgery.shards) > 1),
@@ -234,7 +233,7 @@ def _write_weights(
     if resume:
         _clear_but(folder, {shard.file for shard in surgery.shards})
     kept = write_shards(base.folder, surgery.shards, folder, progress, resume=resume)
-    names = [surgery.config_name, *sorted({tensor.shard for tensor in base.tensors.values()})]
+    names = ["config.json", *sorted({tensor.shard for tensor in base.tensors.values()})]
     return kept, all_facts(base.folder, names, digests=digests, report=progress if digests else None)
 
 

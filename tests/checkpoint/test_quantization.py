@@ -1,4 +1,4 @@
-"""Quantised checkpoints: every tensor under a layer goes along, and what is said of modules by name follows the plan."""
+"""Quantised checkpoints: every tensor under a layer goes along, what is said of modules by name follows the plan."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig, FineGrai
 from depthup.checkpoint.check import check_checkpoint
 from depthup.checkpoint.reader import DTYPE_BITS
 from depthup.errors import CheckpointError
+from depthup.growth.proof import prove
 from depthup.growth.surgery import upscale
 from depthup.layers import LayerPlan
 
@@ -24,6 +25,7 @@ N = 7
 PLAN = LayerPlan.upscale(N, 2)
 SOURCES = (0, 1, 2, 3, 4, 2, 3, 4, 5, 6)
 COPIES = {3: (3, 6), 4: (4, 7), 5: (8,), 6: (9,), 0: (0,), 1: (1,), 2: (2, 5)}
+UP = [f"model.layers.{i}.mlp.up_proj" for i in range(10)]
 MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
 
 Leaves = dict[str, tuple[str, tuple[int, ...]]]  # what a quantised linear map is stored as: type and shape by name
@@ -95,29 +97,28 @@ FORMATS: dict[str, tuple[Leaves, dict[str, Any], dict[str, Any]]] = {
     "torchao": (
         {"_weight_qdata": ("I8", (8, 8)), "_weight_scale": ("F32", (8, 1)), "_weight_zero_point": ("I8", (8, 1))},
         {"quant_type": {"default": {"_type": "FqnToConfig", "_data": {"fqn_to_config": {
-            "model.layers.3.mlp.up_proj": None, r"re:model\.layers\.(4|5)\.mlp\..*": {"b": 8}, "_default": {"b": 4}}}}}},
+            "model.layers.3.mlp.up_proj": None, r"re:model\.layers\.(4|5)\.mlp\..*": {"b": 8},
+            "_default": {"b": 4}}}}}},
         {"quant_type": {"default": {"_type": "FqnToConfig", "_data": {"fqn_to_config": {
             "model.layers.3.mlp.up_proj": None, "model.layers.6.mlp.up_proj": None,
             r"re:model\.layers\.(?:4|7|8)\.mlp\..*": {"b": 8}, "_default": {"b": 4}}}}}},
     ),
     "aqlm": (
         {"codes": ("I16", (8, 1, 1)), "codebooks": ("F16", (1, 4, 1, 8)), "scales": ("F16", (8, 1, 1, 1))},
-        {"linear_weights_not_to_quantize": ["model.layers.0.self_attn.q_proj.weight", "model.layers.5.mlp.up_proj.weight"]},
-        {"linear_weights_not_to_quantize": ["model.layers.0.self_attn.q_proj.weight", "model.layers.8.mlp.up_proj.weight"]},
+        {"linear_weights_not_to_quantize": [f"{UP[0]}.weight", f"{UP[5]}.weight"]},
+        {"linear_weights_not_to_quantize": [f"{UP[0]}.weight", f"{UP[8]}.weight"]},
     ),
     "vptq": (
         {"indices": ("I32", (1, 8, 4)), "centroids.weight": ("F16", (1, 64)), "weight_scale": ("F16", (8,)),
          "weight_bias": ("F16", (8,)), "perm": ("U16", (8,))},
-        {"config_for_layers": {"model.layers.4.mlp.up_proj": {"group_num": 1}, "model.layers.5.mlp.up_proj": {"group_num": 2}},
-         "shared_layer_config": {}},
-        {"config_for_layers": {"model.layers.4.mlp.up_proj": {"group_num": 1}, "model.layers.7.mlp.up_proj": {"group_num": 1},
-                               "model.layers.8.mlp.up_proj": {"group_num": 2}}},
+        {"config_for_layers": {UP[4]: {"group_num": 1}, UP[5]: {"group_num": 2}}, "shared_layer_config": {}},
+        {"config_for_layers": {UP[4]: {"group_num": 1}, UP[7]: {"group_num": 1}, UP[8]: {"group_num": 2}}},
     ),
     "spqr": (
-        {"dense_weights": ("I64", (4,)), "row_offsets": ("I32", (9,)), "col_vals": ("I32", (3,)), "in_perm": ("U16", (8,))},
-        {"bits": 3, "shapes": {"model.layers.6.mlp.up_proj.dense_weights.shape": 4, "model.layers.3.mlp.up_proj.shape": 3}},
-        {"shapes": {"model.layers.9.mlp.up_proj.dense_weights.shape": 4, "model.layers.3.mlp.up_proj.shape": 3,
-                    "model.layers.6.mlp.up_proj.shape": 3}},
+        {"dense_weights": ("I64", (4,)), "row_offsets": ("I32", (9,)), "col_vals": ("I32", (3,)),
+         "in_perm": ("U16", (8,))},
+        {"bits": 3, "shapes": {f"{UP[6]}.dense_weights.shape": 4, f"{UP[3]}.shape": 3}},
+        {"shapes": {f"{UP[9]}.dense_weights.shape": 4, f"{UP[3]}.shape": 3, f"{UP[6]}.shape": 3}},
     ),
     "bitnet": (
         {"weight": ("U8", (2, 8)), "weight_scale": ("BF16", (1,))},
@@ -125,21 +126,24 @@ FORMATS: dict[str, tuple[Leaves, dict[str, Any], dict[str, Any]]] = {
     ),
     "auto-round": (
         {"qweight": ("I32", (1, 8)), "qzeros": ("I32", (1, 1)), "scales": ("F16", (1, 8))},
-        {"bits": 4, "extra_config": {"model.layers.3.mlp.up_proj": {"bits": 8}, r".*layers\.(0|6)\.self_attn.*": {"bits": 16}},
+        {"bits": 4, "extra_config": {UP[3]: {"bits": 8}, r".*layers\.(0|6)\.self_attn.*": {"bits": 16}},
          "to_quant_block_names": "model.layers.4,model.layers.5", "block_name_to_quantize": ["model.layers.4"]},
-        {"extra_config": {"model.layers.3.mlp.up_proj": {"bits": 8}, "model.layers.6.mlp.up_proj": {"bits": 8},
+        {"extra_config": {UP[3]: {"bits": 8}, UP[6]: {"bits": 8},
                           r".*layers\.(?:0|9)\.self_attn.*": {"bits": 16}},
          "to_quant_block_names": "model.layers.4,model.layers.7,model.layers.8",
          "block_name_to_quantize": ["model.layers.4", "model.layers.7"]},
     ),
     "modelopt": (
-        {"weight": ("U8", (8, 4)), "weight_scale": ("F8_E4M3", (8, 1)), "weight_scale_2": ("F32", ()), "input_scale": ("F32", ())},
+        {"weight": ("U8", (8, 4)), "weight_scale": ("F8_E4M3", (8, 1)), "weight_scale_2": ("F32", ()),
+         "input_scale": ("F32", ())},
         {"quant_algo": "NVFP4", "ignore": ["lm_head", "model.layers.3*", "model.layers.5.mlp*"]},
-        {"ignore": ["lm_head", "model.layers.3", "model.layers.3.*", "model.layers.6", "model.layers.6.*", "model.layers.8.mlp*"]},
+        {"ignore": ["lm_head", "model.layers.3", "model.layers.3.*", "model.layers.6", "model.layers.6.*",
+                    "model.layers.8.mlp*"]},
     ),
     "quark": (
         {"weight": ("F8_E4M3", (8, 8)), "weight_scale": ("F32", ()), "input_scale": ("F32", ())},
-        {"exclude": ["lm_head", "model.layers.2.mlp.*"], "layer_quant_config": {"*.layers.5.*up_proj": {"dtype": "fp8"}}},
+        {"exclude": ["lm_head", "model.layers.2.mlp.*"],
+         "layer_quant_config": {"*.layers.5.*up_proj": {"dtype": "fp8"}}},
         {"exclude": ["lm_head", "model.layers.2.mlp.*", "model.layers.5.mlp.*"],
          "layer_quant_config": {"*.layers.8.*up_proj": {"dtype": "fp8"}}},
     ),
@@ -149,7 +153,8 @@ FORMATS: dict[str, tuple[Leaves, dict[str, Any], dict[str, Any]]] = {
         {"module_config_overrides": {"model.layers.8.mlp.up_proj": {"dtype": "mxfp4"}}},
     ),
     "higgs": (
-        {"weight": ("I16", (8, 8)), "scales": ("F16", (8, 1)), "tables": ("F16", (16, 2)), "tables2": ("F16", (16, 16))},
+        {"weight": ("I16", (8, 8)), "scales": ("F16", (8, 1)), "tables": ("F16", (16, 2)),
+         "tables2": ("F16", (16, 16))},
         {"tune_metadata": {"model.layers.6.mlp.up_proj": {"num_sms": 1}}},
         {"tune_metadata": {"model.layers.9.mlp.up_proj": {"num_sms": 1}}},
     ),
@@ -166,7 +171,7 @@ def bytes_of(drawn: random.Random, dtype: str, shape: tuple[int, ...]) -> pico.R
 
 
 def quantised(folder: Path, leaves: Leaves, plain: tuple[str, ...] = (), **config: Any) -> Path:
-    """A checkpoint of random bytes whose modules are stored as ``leaves``, those that end in ``plain`` in full width."""
+    """A checkpoint of random bytes whose modules are stored as ``leaves``; those that end in ``plain`` are not."""
     drawn = random.Random(0)
     tensors = {"model.embed_tokens.weight": bytes_of(drawn, "F16", (4, 8))}
     for layer in range(N):
@@ -261,13 +266,13 @@ SIDE_FILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hf_quant_config.json": (
         {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head", "model.layers.3.mlp*"],
                           "quantized_layers": {"model.layers.4.mlp.up_proj": {"quant_algo": "FP8"}}}},
-        {"quantization": {"quant_algo": "FP8", "exclude_modules": ["lm_head", "model.layers.3.mlp*", "model.layers.6.mlp*"],
-                          "quantized_layers": {"model.layers.4.mlp.up_proj": {"quant_algo": "FP8"},
-                                               "model.layers.7.mlp.up_proj": {"quant_algo": "FP8"}}}},
+        {"quantization": {"quant_algo": "FP8",
+                          "exclude_modules": ["lm_head", "model.layers.3.mlp*", "model.layers.6.mlp*"],
+                          "quantized_layers": {UP[4]: {"quant_algo": "FP8"}, UP[7]: {"quant_algo": "FP8"}}}},
     ),
     "kv_cache_scales.json": (
-        {"kv_cache": {"dtype": "float8_e4m3fn", "scaling_factor": {"0": {str(i): i / 8 for i in range(N)}}}},
-        {"kv_cache": {"dtype": "float8_e4m3fn", "scaling_factor": {"0": {str(i): s / 8 for i, s in enumerate(SOURCES)}}}},
+        {"kv_cache": {"dtype": "fp8", "scaling_factor": {"0": {str(i): i / 8 for i in range(N)}}}},
+        {"kv_cache": {"dtype": "fp8", "scaling_factor": {"0": {str(i): s / 8 for i, s in enumerate(SOURCES)}}}},
     ),
 }  # fmt: skip
 
@@ -286,10 +291,21 @@ def test_files_that_name_layers_follow_and_others_keep_their_bytes(tmp_path: Pat
     assert f"{file}: layers named by index -> named by the plan" in surgery.config_changes
 
 
+def test_a_target_whose_files_name_layers_is_proved_from_its_base(tmp_path: Path) -> None:
+    base = quantised(tmp_path / "base", FORMATS["gptq"][0], quantization_config={"quant_method": "gptq"})
+    for file, (before, _) in SIDE_FILES.items():
+        (base / file).write_text(json.dumps(before))
+    surgery = upscale(base, tmp_path / "target", PLAN)
+    assert not prove(surgery, tmp_path / "target").findings
+    shutil.copyfile(base / "quant_config.json", tmp_path / "target" / "quant_config.json")
+    (finding,) = prove(surgery, tmp_path / "target").findings
+    assert "quant_config.json does not name the layers as the plan does" in finding.problem
+
+
 def test_a_broken_file_is_told(tmp_path: Path) -> None:
     base = quantised(tmp_path / "base", FORMATS["gptq"][0])
     (base / "quantize_config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="quantize_config.json is no JSON"):
+    with pytest.raises(CheckpointError, match=r"quantize_config\.json is no JSON object"):
         upscale(base, tmp_path / "target", PLAN)
     assert not (tmp_path / "target").exists()
 
@@ -314,6 +330,8 @@ def test_what_file_headers_say_of_tensors_follows(tmp_path: Path, shard_bytes: i
         for module in MODULES:
             description = json.loads(held[f"model.layers.{target}.{module}.weight"])
             assert description["of"] == f"model.layers.{source}.{module}.weight"
+    # A file whose header speaks of other files' tensors cannot be used as it is.
+    assert not upscale(base, tmp_path / "linked", LayerPlan(N, tuple(range(N))), link=True).num_linked_bytes
 
 
 # -- as transformers de-quantises it ----------------------------------------------------------------------------------
@@ -372,8 +390,8 @@ def test_packed_blocks_and_scales_of_mxfp4(base, tmp_path: Path) -> None:
         blocks = torch.randint(0, 256, (experts, num_out, num_in // 32, 16), dtype=torch.uint8, generator=drawn)
         return {f"{name}_blocks": blocks, f"{name}_scales": 120 + blocks[..., 0] % 8}
 
-    config = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router",
-                                                                  "model.embed_tokens", "lm_head"]}  # fmt: skip
+    skipped = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config = {"quant_method": "mxfp4", "modules_to_not_convert": skipped}
     folder = rewritten(base("gpt_oss", intermediate_size=64), tmp_path / "mxfp4", store, config)
     upscale(folder, tmp_path / "target", PLAN)
     assert pico.read_json(tmp_path / "target" / "config.json")["quantization_config"] == config

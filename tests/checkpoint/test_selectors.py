@@ -121,6 +121,7 @@ def test_every_pattern_selects_the_copies_of_what_it_selected_or_is_refused(libr
         ("model.layers.3*", globbed, ["model.layers.3", "model.layers.3.*", "model.layers.9", "model.layers.9.*"]),
         ("model.layers.3.self_attn*", globbed, ["model.layers.3.self_attn*", "model.layers.9.self_attn*"]),
         ("*gate", globbed, ["*gate"]),
+        ("*.layers.4.mlp*", named, ["*.layers.4.mlp*", "*.layers.10.mlp*"]),
     ],
 )
 def test_selectors_are_written_as_simply_as_they_were(selector: str, rule: Rule, expected: list[str]) -> None:
@@ -146,8 +147,10 @@ def test_names_in_memory_count_as_well_as_those_on_disk() -> None:
     assert carry_selector(pattern, prefixed, known, where="ignore") == [pattern.replace("(4|5)", "(?:4|5|10|11)")]
 
 
-@pytest.mark.parametrize("text", ["vision_tower.encoder.layers.3.mlp.fc1", "vision_tower.encoder.layers.3",
-                                  r"re:vision_tower.*layers\.3\..*", r"re:.*encoder\.layers\.(3|4)\.mlp.*"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text", ["vision_tower.encoder.layers.3.mlp.fc1", "vision_tower.encoder.layers.3",
+             r"re:vision_tower.*layers\.3\..*", r"re:.*encoder\.layers\.(3|4)\.mlp.*"]
+)  # fmt: skip
 def test_layers_of_another_stack_stay_though_their_list_is_called_the_same(text: str) -> None:
     names = [*NAMES, *(f"vision_tower.encoder.layers.{i}.mlp.fc1.weight" for i in range(N))]
     assert carry_selector(text, general, modules(PLANS[0], names=names), where="ignore") == [text]

@@ -30,13 +30,7 @@ pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.fil
 N = pico.NUM_LAYERS
 PLAN = LayerPlan.upscale(N, 2)
 SOURCES = (0, 1, 2, 3, 4, 2, 3, 4, 5, 6)
-STACKS = {
-    "llama": "model.layers",
-    "llama_bias": "model.layers",
-    "gpt2": "transformer.h",
-    "qwen3_moe": "model.layers",
-    "gpt_neox": "gpt_neox.layers",
-}
+STACKS = {"gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers"}  # of the others: model.layers
 LLAMA = ("q_proj", "o_proj", "down_proj")
 
 
@@ -125,22 +119,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "ROAD": {"group_size": 8}, "SHIRA": {"r": 4}, "SUPERTUNING": {}, "MISS": {"r": 4}, "DELORA": {"r": 4},
     "GLORA": {"r": 4}, "GRALORA": {"r": 4, "gralora_k": 2}, "HIRA": {"r": 4}, "DEFT": {"r": 4}, "PEANUT": {"r": 4},
     "PSOFT": {"r": 4}, "OSF": {}, "BEFT": {}, "POLY": {"r": 4, "n_tasks": 2, "n_skills": 2, "n_splits": 2},
-    "LN_TUNING": {"target_modules": ["input_layernorm", "norm"]}, "TRAINABLE_TOKENS": {"token_indices": [*range(1, 99)]},
+    "LN_TUNING": {"target_modules": ["input_layernorm", "norm"]},
+    "TRAINABLE_TOKENS": {"token_indices": [*range(1, 99)]},
 }  # fmt: skip
 ONE_SHAPE = ("VERA", "PVERA", "BOFT", "C3A")
-USUAL = (
-    "LORA",
-    "ADALORA",
-    "IA3",
-    "LOKR",
-    "OFT",
-    "VERA",
-    "VBLORA",
-    "RANDLORA",
-    "SHIRA",
-    "LN_TUNING",
-    "TRAINABLE_TOKENS",
-)
+USUAL = ("LORA", "ADALORA", "IA3", "LOKR", "OFT", "VERA", "VBLORA", "SHIRA", "LN_TUNING", "TRAINABLE_TOKENS")
 
 
 @pytest.mark.parametrize(
@@ -191,9 +174,7 @@ def test_tokens_before_the_text_stay_as_they_are(base, target, saved, method: st
 
 
 @pytest.mark.parametrize(("num_layers", "plan"), [(2, PLAN), (3, LayerPlan(N, (0, 1, 0, 1, 2, 3, 4, 5, 6)))])
-def test_adaption_prompts_stay_in_the_last_layers(
-    base, saved, tmp_path: Path, num_layers: int, plan: LayerPlan
-) -> None:
+def test_adaption_prompts_stay_in_the_last_layers(base, saved, tmp_path, num_layers: int, plan: LayerPlan) -> None:
     adapter = saved(config_of("ADAPTION_PROMPT", adapter_len=4, adapter_layers=num_layers))
     assert adapter_stack(open_adapter(adapter.folder)).num_layers == N
     upscale(base("llama"), tmp_path / "target", plan)
@@ -226,7 +207,8 @@ MERGED = {
         "llama", peft.LoraConfig(r=4, target_modules=r".*\.(3\.mlp\.up_proj|4\.self_attn\.[qk]_proj)")
     ),
     "LoRA, but": ("llama", lora(exclude_modules=r".*layers\.[456]\..*")),
-    "LoRA, ranks": ("llama", lora(rank_pattern={"layers.3.self_attn.q_proj": 2, "down_proj": 8, r"layers\.[0-1]\..*o_proj": 6},
+    "LoRA, ranks": ("llama", lora(rank_pattern={"layers.3.self_attn.q_proj": 2, "down_proj": 8,
+                                                r"layers\.[0-1]\..*o_proj": 6},
                                   alpha_pattern={"model.layers.6.mlp.down_proj": 32, r".*\.[56]\..*o_proj": 3})),
     "DoRA": ("llama", lora(use_dora=True, layers_to_transform=[2, 4])),
     "DoRA, GPT-2": ("gpt2", lora("c_attn", use_dora=True, fan_in_fan_out=True)),
@@ -245,7 +227,7 @@ def test_up_scaling_and_merging_may_be_done_in_either_order(base, target, saved,
     grow_adapter(adapter.folder, adapter.grown, PLAN)
     before = adapter.model.merge_and_unload().state_dict()
     after = loaded(target(family), adapter.grown).merge_and_unload().state_dict()
-    expected = up_scaled(before, STACKS[family])
+    expected = up_scaled(before, STACKS.get(family, "model.layers"))
     assert after.keys() == expected.keys() and all(torch.equal(after[name], expected[name]) for name in after)
     assert any(not torch.equal(before[name], weight) for name, weight in model_of(base(family)).state_dict().items())
 
@@ -369,6 +351,20 @@ def test_a_depth_that_contradicts_the_base_is_refused(base, target, plain, tmp_p
     assert "is no adapter" in capsys.readouterr().err
 
 
+def test_a_base_that_has_grown_meanwhile_is_noticed(target, plain, tmp_path: Path, capsys) -> None:
+    adapter = written(tmp_path / "adapter", plain, base_model_name_or_path=str(target("llama")))
+    arguments = ["upscale", str(adapter), str(tmp_path / "out"), "--remove", "2"]
+    assert main(arguments) == 2
+    assert "in each of 7 layers, and" in capsys.readouterr().err
+    assert main([*arguments, "--base-layers", "7"]) == 0
+
+
+def test_a_grown_adapter_is_taken_back(plain, tmp_path: Path) -> None:
+    assert main(["upscale", str(plain), str(tmp_path / "grown"), "--remove", "2"]) == 0
+    assert main(["upscale", str(tmp_path / "grown"), str(tmp_path / "back"), "--undo", "--base-layers", "10"]) == 0
+    assert adapter_of(tmp_path / "back") == adapter_of(plain)
+
+
 def test_layers_are_counted_as_the_plan_does_where_the_config_counts_them(base, saved) -> None:
     adapter = saved(lora("q_proj", layers_to_transform=[0, 3, 6]))
     assert grow_adapter(adapter.folder, adapter.grown, PLAN).config["layers_to_transform"] == [0, 3, 6, 9]
@@ -385,6 +381,15 @@ def test_fields_that_say_nothing_of_layers_stay(plain, tmp_path: Path) -> None:
     after = grow_adapter(plain, tmp_path / "grown", PLAN).config
     assert after == before and list(after) == list(before)
     assert pico.read_json(tmp_path / "grown" / "adapter_config.json") == before
+
+
+def test_other_adapters_in_the_folder_are_told_of(plain, tmp_path: Path) -> None:
+    """peft saves a second adapter of a model in a folder of its own below that of the first."""
+    adapter = written(tmp_path / "adapter", plain)
+    written(adapter / "second", plain)
+    surgery = grow_adapter(adapter, tmp_path / "grown", PLAN)
+    assert "second: another adapter, to be grown by itself" in surgery.config_changes
+    assert not (tmp_path / "grown" / "second").exists()
 
 
 # -- identity ---------------------------------------------------------------------------------------------------------
@@ -416,21 +421,17 @@ def test_a_layer_that_is_no_copy_has_no_adapter_to_follow_it(plain, tmp_path: Pa
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (
-            {"layer_replication": [[0, 5], [2, 7]]},
-            r"layer_replication = 0-4,2-6[\s\S]*upscale BASE OUT --layers 0-4,2-6",
-        ),
+        ({"layer_replication": [[0, 5], [2, 7]]}, r"replication = 0-4,2-6[\s\S]*upscale BASE OUT --layers 0-4,2-6"),
         ({"peft_type": "XLORA"}, "classifier"),
         ({"peft_type": "UNILORA"}, "share one vector"),
         ({"peft_type": "NEWEST"}, "NEWEST, which depthup does not know"),
         ({"peft_type": None}, "does not know"),
-        ({"peft_type": "PREFIX_TUNING", "num_layers": N, "token_dim": 8}, None),
+        ({"layers_to_transform": "all"}, "layers_to_transform = all"),
+        ({"rank_pattern": [8]}, r"rank_pattern = \[8\]"),
     ],
 )
-def test_what_cannot_follow_is_refused(plain, tmp_path: Path, fields: dict[str, Any], message: str | None) -> None:
+def test_what_cannot_follow_is_refused(plain, tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     adapter = written(tmp_path / "adapter", plain, **fields)
-    if message is None:  # no prefix in it: its tensors are copied
-        return
     with pytest.raises(CheckpointError, match=message):
         grow_adapter(adapter, tmp_path / "grown", PLAN)
     assert not (tmp_path / "grown").exists()
@@ -473,7 +474,7 @@ def test_broken_folders_are_told_in_one_message(base, plain, tmp_path: Path, cap
     both = written(tmp_path / "both", plain)
     shutil.copytree(base("llama"), both, dirs_exist_ok=True)
     told = {"pickle": "save_pretrained, which writes safetensors", "nothing": "has no adapter_model.safetensors",
-            "text": "is no JSON", "listed": "no JSON object", "both": "a model and an adapter"}  # fmt: skip
+            "text": "is no JSON object", "listed": "is no JSON object", "both": "a model and an adapter"}  # fmt: skip
     for name, message in told.items():
         assert main(["upscale", str(tmp_path / name), str(tmp_path / "out"), "--remove", "2"]) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
@@ -483,25 +484,7 @@ def test_broken_folders_are_told_in_one_message(base, plain, tmp_path: Path, cap
 def test_any_mangled_config_is_grown_or_refused_with_a_message(plain, tmp_path: Path, seed: int) -> None:
     """Fields of the wrong type, patterns that are none: an error of depthup's own, or a folder that is whole."""
     drawn = random.Random(seed)
-    values = [
-        None,
-        0,
-        3,
-        -1,
-        True,
-        "",
-        "(",
-        "*.q_proj",
-        r"layers\.[",
-        [],
-        [3],
-        ["("],
-        [None],
-        [[1]],
-        {},
-        {"(": 1},
-        {"a": {}},
-    ]
+    values = [None, 0, 3, -1, True, "", "(", "*.q_proj", r"layers\.[", [], [3], ["("], [None], [[1]], {}, {"(": 1}]
     fields = ("layers_to_transform", "layers_pattern", "target_modules", "exclude_modules", "rank_pattern",
               "alpha_pattern", "modules_to_save", "target_parameters", "layer_replication", "num_layers",
               "adapter_layers", "base_model_name_or_path", "peft_type")  # fmt: skip

@@ -123,7 +123,7 @@ FAMILIES: dict[str, tuple[str, Suffixes, tuple[str, ...], dict[str, Any], dict[s
     ),
     "arctic": (
         "model.layers",
-        lambda layer: (f"block_sparse_moe.{'experts.0.w1' if layer % 2 else 'mlp.w1'}.weight", "self_attn.q_proj.weight"),
+        lambda layer: ("block_sparse_moe.experts.0.w1.weight" if layer % 2 else "block_sparse_moe.mlp.w1.weight",),
         ("model.embed_tokens.weight",),
         {"model_type": "arctic", "num_hidden_layers": N, "moe_layer_frequency": 2}, {"num_hidden_layers": 12},
     ),
@@ -146,11 +146,12 @@ FAMILIES: dict[str, tuple[str, Suffixes, tuple[str, ...], dict[str, Any], dict[s
         "backbone.blocks",
         lambda layer: ("inner_mha_cls.Wqkv.weight" if layer in (1, 6) else "filter.residues", "mlp.l1.weight"),
         ("backbone.embedding_layer.weight", "backbone.norm.scale"),
-        {"model_type": "stripedhyena", "num_layers": N, "attn_layer_idxs": [1, 6], "hyena_layer_idxs": [0, 2, 3, 4, 5, 7]},
+        {"model_type": "stripedhyena", "num_layers": N, "attn_layer_idxs": [1, 6],
+         "hyena_layer_idxs": [0, 2, 3, 4, 5, 7]},
         {"num_layers": 12, "attn_layer_idxs": [1, 10], "hyena_layer_idxs": [0, 2, 3, 4, 5, 6, 7, 8, 9, 11]},
     ),
     "rwkv5": (
-        "rwkv.blocks", lambda layer: ["attention.key.weight", "feed_forward.key.weight"] + ["pre_ln.weight"] * (not layer),
+        "rwkv.blocks", lambda layer: ["attention.key.weight", "ln1.weight"] + ["pre_ln.weight"] * (not layer),
         ("rwkv.embeddings.weight", "head.weight"),
         {"model_type": "rwkv5", "num_hidden_layers": N, "rescale_every": 6}, {"num_hidden_layers": 12},
     ),
@@ -175,11 +176,8 @@ def write(folder: Path, prefix: str, suffixes: Suffixes, outside: Iterable[str],
     (folder / "config.json").write_text(json.dumps({**code, **config}))
     for file in ("configuration_own.py", "modeling_own.py", "tokenization_own.py"):
         (folder / file).write_text(TRAP)
-    tokenizer = {
-        "tokenizer_class": "OwnTokenizer",
-        "auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]},
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    code = {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "OwnTokenizer", "auto_map": code}))
     return folder
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from . import Specimen
-from .oracle import part_indices, OracleError, grown_lists, rearranged, record_layers, renumber, tensors
+from .oracle import OracleError, grown_lists, part_indices, rearranged, record_layers, renumber, tensors
 
 NUM_NEW_TOKENS = 8
 TOLERANCE = 1e-4  # of the largest value; most targets agree to the bit
