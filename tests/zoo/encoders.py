@@ -44,7 +44,7 @@ SPECIMENS = [
     _encoder("eurobert", "EuroBertForMaskedLM"),
     _encoder("flaubert", "FlaubertWithLMHeadModel"),
     _encoder("fnet", "FNetForMaskedLM"),
-    _encoder("funnel", "FunnelForMaskedLM", block_sizes=[2, 2, 2]),
+    _encoder("funnel", "FunnelForMaskedLM", stack="funnel.encoder.blocks", block_sizes=[2, 2, 2]),
     _encoder("gte", "GteForMaskedLM"),
     _encoder("ibert", "IBertForMaskedLM"),
     _encoder("jina_embeddings_v3", "JinaEmbeddingsV3ForMaskedLM"),
@@ -73,6 +73,7 @@ SPECIMENS = [
     _encoder(
         "perceiver",
         "PerceiverForMaskedLM",
+        stack="perceiver.encoder.self_attends",
         num_latents=8,
         d_latents=32,
         num_self_attends_per_block=7,

@@ -453,3 +453,28 @@ def episode(model: PreTrainedModel) -> Inputs:
     config: Any = model.config
     return {"states": _noise(2, 6, config.state_dim), "actions": _noise(2, 6, config.act_dim), "rewards": _noise(2, 6, 1),
             "returns_to_go": _noise(2, 6, 1), "timesteps": torch.arange(6).expand(2, 6)}  # fmt: skip
+
+
+def square(model: PreTrainedModel) -> Inputs:
+    """Pixels [2, 3, 64, 64], for detectors that take any size."""
+    return {"pixel_values": _noise(2, 3, 64, 64)}
+
+
+def square_and_text(model: PreTrainedModel) -> Inputs:
+    """As :func:`square`, and token ids."""
+    return {**square(model), "input_ids": _tokens(8)}
+
+
+def square_and_task(model: PreTrainedModel) -> Inputs:
+    """As :func:`square`, and the ids of a task."""
+    return {**square(model), "task_inputs": _tokens(model.config.task_seq_len, below=8).float()}
+
+
+def square_with_trimap(model: PreTrainedModel) -> Inputs:
+    """As :func:`square`, with a map of what is to be decided in a fourth channel."""
+    return {"pixel_values": _noise(2, 4, 64, 64)}
+
+
+def two_squares(model: PreTrainedModel) -> Inputs:
+    """Two images to match [1, 2, 3, 64, 64]."""
+    return {"pixel_values": _noise(1, 2, 3, 64, 64)}

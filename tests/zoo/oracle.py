@@ -113,7 +113,7 @@ class _Carry:
         if type(value) is int and type(after) is int and value != after:
             grown = value // n * s if value and value % n == 0 else value
             return after if after in (grown, self.tapped(value, 0), self.tapped(value, 1)) else value
-        if isinstance(value, (list, tuple)) and isinstance(after, (list, tuple)) and list(value) != list(after):
+        if _plain(value) and _plain(after) and list(value) != list(after):
             indices = [i for i, source in enumerate(self.sources) if source in value]
             if len(value) == n and len(after) == s and list(after) != indices:
                 return type(value)(value[source] for source in self.sources)
@@ -139,30 +139,32 @@ class _Carry:
         return [re.sub(r"(?<=^stage)[0-9]+$", lambda match: str(self.tapped(int(match[0]), 1)), name) for name in names]
 
     def tensor(self, tensor: Tensor, shape: Sequence[int], name: str) -> Tensor:
-        """A tensor one of whose axes is [n, width] flattened: its slices by the plan."""
+        """A tensor one of whose axes speaks of layers: its slices by the plan."""
         n = self.num_base
         differing = [axis for axis, (a, b) in enumerate(zip(tensor.shape, shape, strict=True)) if a != b]
-        axis = differing[0] if len(differing) == 1 else 0
-        found = part_indices(tensor.shape[axis], shape[axis], n, self.sources) if len(differing) == 1 else None
-        if found is not None:
-            parts = tensor.split(found[0], dim=axis)
-            return torch.cat([parts[index] for index in found[1]], dim=axis)
+        if len(differing) == 1 and (places := slices(tensor.shape[differing[0]], shape[differing[0]], n, self.sources)):
+            return torch.cat([tensor.narrow(differing[0], start, length) for start, length in places], dim=differing[0])
         raise OracleError(f"{name} of shape {tuple(tensor.shape)} became {tuple(shape)}, for which there is no rule")
 
 
-def part_indices(before: int, after: int, n: int, sources: Sequence[int]) -> tuple[int, list[int]] | None:
-    """How an axis of a part for each layer grows: width of a part, and the base's part for each of the target's.
+def slices(before: int, after: int, num_base: int, sources: Sequence[int]) -> list[tuple[int, int]]:
+    """Where the slices of a longer axis come from, (start, length); empty where no rule fits.
 
-    One more than there are layers: a part for what goes in as well; one fewer: a part between each two layers.
+    The axis has a part for each layer, or one more in front (for what goes in), or none for the last layer.
     """
-    s = len(sources)
+    n, s = num_base, len(sources)
     if before % n == 0 and after == before // n * s:
-        return before // n, list(sources)
+        width = before // n
+        return [(source * width, width) for source in sources]
     if (before, after) == (n + 1, s + 1):
-        return 1, [0, *(source + 1 for source in sources)]
+        return [(0, 1), *((source + 1, 1) for source in sources)]
     if (before, after) == (n - 1, s - 1) and n - 1 not in sources[:-1]:
-        return 1, list(sources[:-1])
-    return None
+        return [(source, 1) for source in sources[:-1]]
+    return []
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and not any(isinstance(item, (Tensor, nn.Module)) for item in value)
 
 
 def record_layers(model: PreTrainedModel, lists: Sequence[str]) -> tuple[dict[tuple[str, int], Tensor], list[Any]]:

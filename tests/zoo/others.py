@@ -42,6 +42,17 @@ SPECIMENS = [
             "text": "language_model.model.decoder.layers",
         },
     ),
+    row(
+        "blip-2-even/qformer",
+        "blip-2",
+        model="Blip2ForConditionalGeneration",
+        stack="qformer.encoder.layer",
+        generates=False,
+        inputs=inputs.queried,
+        num_query_tokens=4,
+        image_token_index=319,
+        qformer_config={"num_hidden_layers": 6},
+    ),
     *_stacks(
         "bridgetower",
         "BridgeTowerModel",
@@ -190,6 +201,7 @@ SPECIMENS = [
             "depths": [1, 1, 2, 1],
             "spec_size": 64,
             "num_mel_bins": 64,
+            "window_size": 2,
             "hidden_size": 64,
             "num_hidden_layers": 4,
             "patch_size": 4,
@@ -223,6 +235,7 @@ SPECIMENS = [
     row(
         "vits",
         model="VitsModel",
+        stack="text_encoder.encoder.layers",
         inputs=inputs.text,
         generates=False,
         noise_scale=0.0,
@@ -288,5 +301,11 @@ SPECIMENS = [
         num_time_features=1,
         stacks={"encoder": "encoder.layers", "decoder": "decoder.layers"},
     ),
-    row("decision_transformer", model="DecisionTransformerModel", inputs=inputs.episode, generates=False),
+    row(
+        "decision_transformer",
+        model="DecisionTransformerModel",
+        inputs=inputs.episode,
+        generates=False,
+        use_cache=False,
+    ),
 ]

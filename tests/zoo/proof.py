@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from . import Specimen
-from .oracle import OracleError, grown_lists, part_indices, rearranged, record_layers, renumber, tensors
+from .oracle import OracleError, grown_lists, rearranged, record_layers, renumber, slices, tensors
 
 NUM_NEW_TOKENS = 8
 TOLERANCE = 1e-4  # of the largest value; most targets agree to the bit
@@ -72,9 +72,6 @@ def _same_slices(base: Any, target: Any, n: int, sources: Sequence[int]) -> bool
     if base.dtype != target.dtype or len(axes) != 1:
         return False
     (axis,) = axes
-    parts_of = part_indices(base.shape[axis], target.shape[axis], n, sources)
-    if parts_of is None:
-        return False
     dtype = {4: torch.int32, 2: torch.int16, 1: torch.int8, 8: torch.int64}
     one, other = (
         torch.frombuffer(
@@ -82,9 +79,8 @@ def _same_slices(base: Any, target: Any, n: int, sources: Sequence[int]) -> bool
         ).reshape(raw.shape)
         for raw in (base, target)
     )
-    width, indices = parts_of
-    parts = one.split(width, dim=axis)
-    return torch.equal(torch.cat([parts[index] for index in indices], dim=axis), other)
+    places = slices(base.shape[axis], target.shape[axis], n, sources)
+    return bool(places) and torch.equal(torch.cat([one.narrow(axis, *place) for place in places], dim=axis), other)
 
 
 def compare(specimen: Specimen, base: PreTrainedModel, target: PreTrainedModel, n: int, sources: Sequence[int],

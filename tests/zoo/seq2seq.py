@@ -10,8 +10,14 @@ from .shrink import row
 
 def _pair(family: str, model: str, model_type: str | None = None, **how: Any) -> list[Specimen]:
     """The same model twice: once the encoder grows, once the decoder."""
-    how = {"model": model, "inputs": inputs.texts, **how}
+    how = {"model": model, "inputs": inputs.texts, "prepare": _start, **how}
     return [row(f"{family}/{stack}", model_type or family, stack=stack, **how) for stack in ("encoder", "decoder")]
+
+
+def _start(model: Any) -> None:
+    """T5 and its kin do not say with which token the decoder begins."""
+    if model.generation_config.decoder_start_token_id is None:
+        model.generation_config.decoder_start_token_id = 0
 
 
 SPECIMENS = [
@@ -31,22 +37,48 @@ SPECIMENS = [
     *_pair("mt5", "MT5ForConditionalGeneration"),
     *_pair("mvp", "MvpForConditionalGeneration"),
     *_pair("nllb-moe", "NllbMoeForConditionalGeneration"),
+    *_pair("nllb-moe-8", "NllbMoeForConditionalGeneration", "nllb-moe", encoder_layers=8, decoder_layers=8),
     *_pair("pegasus", "PegasusForConditionalGeneration"),
     *_pair("pegasus_x", "PegasusXForConditionalGeneration"),
+    *_pair("pegasus_x-6", "PegasusXForConditionalGeneration", "pegasus_x", encoder_layers=6),
     *_pair("plbart", "PLBartForConditionalGeneration"),
     *_pair("prophetnet", "ProphetNetForConditionalGeneration", ngram=2),
     *_pair("switch_transformers", "SwitchTransformersForConditionalGeneration"),
+    *_pair(
+        "switch_transformers-8",
+        "SwitchTransformersForConditionalGeneration",
+        "switch_transformers",
+        num_layers=8,
+        num_decoder_layers=8,
+        num_sparse_encoder_layers=4,
+        num_sparse_decoder_layers=4,
+    ),
     *_pair("t5", "T5ForConditionalGeneration"),
     *_pair("t5-even", "T5ForConditionalGeneration", "t5", num_layers=7),
     *_pair("t5gemma", "T5GemmaForConditionalGeneration"),
     row(
         "t5gemma2/encoder",
         "t5gemma2",
+        stack="model.encoder.layers",
         model="T5Gemma2ForConditionalGeneration",
         inputs=inputs.texts,
-        stack="model.encoder.layers",
     ),
-    row("t5gemma2/decoder", "t5gemma2", model="T5Gemma2ForConditionalGeneration", inputs=inputs.texts, stack="decoder"),
+    row(
+        "t5gemma2/decoder",
+        "t5gemma2",
+        stack="model.decoder.layers",
+        model="T5Gemma2ForConditionalGeneration",
+        inputs=inputs.texts,
+    ),
+    row(
+        "t5gemma2/vision",
+        "t5gemma2",
+        stack="model.encoder.vision_tower.encoder.layers",
+        generates=False,
+        model="T5Gemma2ForConditionalGeneration",
+        inputs=inputs.pictured_to_text,
+        encoder={"mm_tokens_per_image": 4},
+    ),
     *_pair("udop", "UdopForConditionalGeneration", inputs=inputs.texts_and_boxes),
     *_pair("umt5", "UMT5ForConditionalGeneration"),
 ]

@@ -49,10 +49,10 @@ SPECIMENS = [
     _spectrum(
         "audio-spectrogram-transformer", "ASTForAudioClassification", inputs=inputs.patches_of_sound, max_length=64
     ),
-    _spectrum("granite_speech5_ctc", "GraniteSpeech5ForCTC", inputs=inputs.stacked_spectrum),
-    _spectrum("lasr_ctc", "LasrForCTC"),
+    _spectrum("granite_speech5_ctc", "GraniteSpeech5ForCTC", stack="encoder.layers", inputs=inputs.stacked_spectrum),
+    _spectrum("lasr_ctc", "LasrForCTC", stack="encoder.layers"),
     _spectrum("nemotron_asr_streaming_encoder", "NemotronAsrStreamingEncoder"),
-    _spectrum("parakeet_ctc", "ParakeetForCTC"),
+    _spectrum("parakeet_ctc", "ParakeetForCTC", stack="encoder.layers"),
     _spectrum("wav2vec2-bert", "Wav2Vec2BertForCTC", vocab_size=320),
     _spectrum(
         "wav2vec2-bert-weighted", "Wav2Vec2BertForSequenceClassification", "wav2vec2-bert", use_weighted_layer_sum=True
