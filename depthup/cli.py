@@ -70,11 +70,15 @@ examples:
   depthup upscale solar-base mistral-again --undo
   depthup upscale mistral-7b deeper --layers 0-23,8-31 --dry-run
   depthup upscale mistralai/Mistral-7B-v0.1 solar-base --preset solar
+  depthup upscale https://models.example.org/mistral-7b solar-base --remove 8
   depthup upscale my-lora solar-lora --remove 8 --base-model solar-base     a PEFT adapter, by its model's plan
   depthup upscale mistral-7b pro --layers 0-15,15:identity,16-31,31:identity
   depthup upscale mistral-7b matched --layers 0-23,8-11:norm-matched,12-31 --calibration text.txt
+A model that is not here streams through: the disk holds the target alone. Stopped or cut off, the same command goes on.
 """)  # fmt: skip
-    parser.add_argument("base", metavar="BASE", help="checkpoint or adapter folder, or one on the hub as owner/name")
+    parser.add_argument(
+        "base", metavar="BASE", help="checkpoint or adapter folder, a model on the hub as owner/name[@revision], or URL"
+    )
     parser.add_argument("out", metavar="OUT", help="folder to make; it must not exist")
     add_plan_options(parser)
     parser.add_argument("--calibration", metavar="FILE", help="text (.txt, .jsonl) to measure norm-matched on")
@@ -105,26 +109,49 @@ def _add_reading_options(parser: Any) -> None:
 
 
 def _upscale(options: argparse.Namespace) -> None:
-    from .checkpoint.names import find_stack
-    from .checkpoint.reader import open_checkpoint
-    from .checkpoint.remote import local_folder
-    from .errors import PlanError
+    from .checkpoint.remote import find_base
     from .files import refuse_existing
     from .growth.adapters import is_adapter
-    from .growth.surgery import plan_surgery, publish_surgery
+    from .growth.surgery import publish_surgery
 
     out = Path(options.out)
     refuse_existing(out)
-    folder = local_folder(options.base)
-    if is_adapter(folder):
-        _upscale_adapter(options, folder, out)
+    found = find_base(options.base)
+    if isinstance(found, Path) and is_adapter(found):
+        _upscale_adapter(options, found, out)
         return
+    surgery = _model_surgery(options, found)
+    print(surgery.describe())
+    if surgery.base.remote is not None:
+        print(surgery.base.remote.describe())
+    if options.link and not surgery.num_linked_bytes:
+        print("linked      nothing: no file of the base keeps all its tensors under their names")
+    if options.dry_run:
+        print(f"dry run: {out} was not written")
+        return
+    num_base_bytes = 0 if surgery.base.remote else surgery.base.num_bytes  # what streams by is digested in any case
+    num_digested = num_base_bytes + surgery.num_bytes if options.digests else 0
+    with _bytes_bar(surgery.num_bytes + num_digested, "upscale") as advance:
+        kept = publish_surgery(surgery, out, advance, resume=options.resume, digests=options.digests)
+    if options.resume and surgery.base.remote is None:
+        print(f"resumed: {len(kept)} of {len(surgery.shards)} files were whole and of this base and plan")
+    print(f"written: {out}")
+
+
+def _model_surgery(options: argparse.Namespace, found: Any) -> Any:
+    from .checkpoint.names import find_stack
+    from .checkpoint.remote import open_base, require_here
+    from .errors import PlanError
+    from .growth.surgery import plan_surgery
+
     if options.base_layers is not None or options.base_model is not None:
         raise PlanError(f"{options.base} is no adapter", next_step="leave out --base-layers and --base-model")
-    base = open_checkpoint(folder)
+    base = open_base(found)
     stack = find_stack(base.tensors, base.config, options.stack)
+    if options.calibration is not None:
+        require_here(base, "norms are measured by running it")
     plan = chosen_plan(options, stack.num_layers, base.folder, stack.prefix)
-    surgery = plan_surgery(
+    return plan_surgery(
         base,
         plan if options.calibration is None else _measured(plan, options, base.folder),
         stack=stack,
@@ -132,18 +159,6 @@ def _upscale(options: argparse.Namespace) -> None:
         max_shard_bytes=int(options.max_shard_gb * 1e9),
         link=options.link,
     )
-    print(surgery.describe())
-    if options.link and not surgery.num_linked_bytes:
-        print("linked      nothing: no file of the base keeps all its tensors under their names")
-    if options.dry_run:
-        print(f"dry run: {out} was not written")
-        return
-    num_digested = surgery.base.num_bytes + surgery.num_bytes if options.digests else 0
-    with _bytes_bar(surgery.num_bytes + num_digested, "upscale") as advance:
-        kept = publish_surgery(surgery, out, advance, resume=options.resume, digests=options.digests)
-    if options.resume:
-        print(f"resumed: {len(kept)} of {len(surgery.shards)} files were whole and of this base and plan")
-    print(f"written: {out}")
 
 
 def _upscale_adapter(options: argparse.Namespace, folder: Path, out: Path) -> None:
@@ -191,12 +206,16 @@ examples:
   depthup layers --base-layers 32 --remove 8
   depthup layers --shape mistral-7b --preset solar
   depthup layers path/to/checkpoint --target-layers 44
+  depthup layers mistralai/Mistral-7B-v0.1 --remove 8     config and headers are fetched, no weights
   depthup layers mistral-7b --preset llama-pro --to-mergekit > llama-pro.yaml
 """)  # fmt: skip
     from .costs import SHAPES
 
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", nargs="?", help="folder with config.json (weights or not), or hub model"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        nargs="?",
+        help="folder with config.json (weights or not), a model on the hub as owner/name[@revision], or URL",
     )
     parser.add_argument("--base-layers", type=int, metavar="N", help="depth of the base, instead of a checkpoint")
     parser.add_argument("--shape", metavar="NAME", help=f"a published shape: {', '.join(SHAPES)}")
@@ -209,11 +228,12 @@ examples:
 def _layers(options: argparse.Namespace) -> None:
     import json
 
-    from .checkpoint.remote import local_folder
+    from .checkpoint.remote import open_base
     from .costs import base_costs
 
-    costs = base_costs(options.checkpoint, options.base_layers, options.shape)
-    folder = local_folder(options.checkpoint, weights=False) if options.checkpoint else None
+    base = open_base(options.checkpoint, only_look=True) if options.checkpoint else None
+    costs = base_costs(base, options.base_layers, options.shape)
+    folder = base.folder if base else None
     plan = chosen_plan(options, costs.num_layers, folder)
     if options.json:
         print(json.dumps(plan.to_json()))

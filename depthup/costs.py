@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .checkpoint.names import Stack, depths, find_stack
-from .checkpoint.reader import INDEX_NAME, SINGLE_NAME, open_checkpoint, read_config
-from .checkpoint.remote import local_folder
+from .checkpoint.reader import Checkpoint
 from .errors import CheckpointError, PlanError, nearest, shown
 from .files import human_bytes
 from .layers import LayerPlan, require_depth
@@ -69,17 +67,19 @@ class BaseCosts:
         return "\n".join(lines)
 
 
-def base_costs(folder: str | None = None, num_layers: int | None = None, shape: str | None = None) -> BaseCosts:
-    """What is known of a base, from exactly one of a checkpoint folder, a depth, and a published shape.
+def base_costs(
+    checkpoint: str | Checkpoint | None = None, num_layers: int | None = None, shape: str | None = None
+) -> BaseCosts:
+    """What is known of a base, from exactly one of a checkpoint, a depth, and a published shape.
 
-    A folder needs no weights, and of a hub model none are fetched: ``config.json`` alone is enough for the families of
-    :data:`FAMILIES`.
+    A checkpoint (one that is open, or a name for :func:`~depthup.checkpoint.remote.open_base`) needs no weights, and of
+    one on a server none are fetched: ``config.json`` alone is enough for the families of :data:`FAMILIES`.
 
     Raises:
         PlanError: None or several are given, or no shape has that name.
         CheckpointError: The folder is not whole, or its config alone does not tell the parameters.
     """
-    if sum(given is not None for given in (folder, num_layers, shape)) != 1:
+    if sum(given is not None for given in (checkpoint, num_layers, shape)) != 1:
         raise PlanError("name the base once", allowed="one of CHECKPOINT, --base-layers N, --shape NAME")
     if num_layers is not None:
         if num_layers < 1:
@@ -90,15 +90,15 @@ def base_costs(folder: str | None = None, num_layers: int | None = None, shape: 
         if shape not in SHAPES:
             raise PlanError(f"no shape is called '{shape}'{nearest(shape, SHAPES)}", allowed=", ".join(SHAPES))
         return costs_from_config(SHAPES[shape])
-    assert folder is not None
-    path = local_folder(folder, weights=False)
-    if (path / SINGLE_NAME).exists() or (path / INDEX_NAME).exists():
-        return _costs_from_weights(path)
-    return costs_from_config(read_config(path))
+    if not isinstance(checkpoint, Checkpoint):
+        from .checkpoint.remote import open_base  # slow to import, and `depthup --help` imports this module
+
+        assert checkpoint is not None
+        checkpoint = open_base(checkpoint, only_look=True)
+    return _costs_from_weights(checkpoint) if checkpoint.tensors else costs_from_config(checkpoint.config)
 
 
-def _costs_from_weights(folder: Path) -> BaseCosts:
-    checkpoint = open_checkpoint(folder)
+def _costs_from_weights(checkpoint: Checkpoint) -> BaseCosts:
     stack = find_stack(checkpoint.tensors, checkpoint.config)
     layers = [0] * stack.num_layers
     for tensor in checkpoint.tensors.values():

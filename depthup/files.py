@@ -161,6 +161,13 @@ def require_space(folder: Path, num_bytes: int) -> None:
         )
 
 
+def allocated_bytes(folder: Path) -> int:
+    """Bytes of the disk that the files of a folder take; 0 where there is no folder, or the system does not tell."""
+    if not folder.is_dir():
+        return 0
+    return sum(getattr(path.lstat(), "st_blocks", 0) * 512 for path in folder.iterdir())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all (temporary file, fsync, rename)."""
     content = text.encode()

@@ -28,7 +28,7 @@ def carried_files(folder: Path) -> list[Path]:
         CheckpointError: One is a broken link, a pipe or a device; or the folder cannot be read.
     """
     try:
-        here = [path for path in folder.iterdir() if not path.name.startswith(".") and _goes_along(path)]
+        here = [path for path in folder.iterdir() if goes_along(path.name) and not os.path.isdir(path)]
         inner = [folder / name for name in _CARRIED_FOLDERS if os.path.isdir(folder / name)]
         below = [path for parent in inner for path in parent.iterdir() if not os.path.isdir(path)]
     except OSError as error:
@@ -55,5 +55,6 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in carried_files(folder))
 
 
-def _goes_along(path: Path) -> bool:
-    return not os.path.isdir(path) and path.name not in _LEFT_BEHIND and not path.name.endswith(_WEIGHT_SUFFIXES)
+def goes_along(name: str) -> bool:
+    """Whether a file of this name is carried."""
+    return not name.startswith(".") and name not in _LEFT_BEHIND and not name.endswith(_WEIGHT_SUFFIXES)

@@ -14,7 +14,7 @@ T = TypeVar("T")
 MAX_THREADS = 4
 
 
-class _Stopped(Exception):
+class Stopped(Exception):
     """Ends a job because another one, which has the story to tell, has failed."""
 
 
@@ -28,7 +28,10 @@ def default_threads() -> int:
 
 
 def run_all(
-    jobs: Sequence[Callable[[Progress], T]], report: Progress | None = None, num_threads: int | None = None
+    jobs: Sequence[Callable[[Progress], T]],
+    report: Progress | None = None,
+    num_threads: int | None = None,
+    wake: Callable[[], object] | None = None,
 ) -> list[T]:
     """The results of all jobs, in their order.
 
@@ -39,13 +42,14 @@ def run_all(
         jobs: What to run.
         report: Called from the threads, by one at a time.
         num_threads: See :func:`default_threads`.
+        wake: Called when no more is to be done: ends what jobs wait for, so that they end, with :class:`Stopped`.
     """
     stop, one_at_a_time = Event(), Lock()
 
     def reported(num_bytes: int) -> None:
         with one_at_a_time:
             if stop.is_set():
-                raise _Stopped
+                raise Stopped
             if report is not None:
                 try:
                     report(num_bytes)
@@ -67,9 +71,11 @@ def run_all(
         wait(futures, return_when=FIRST_EXCEPTION)
     finally:
         stop.set()
+        if wake is not None:
+            wake()
         _join(pool)
     errors = [error for future in futures if not future.cancelled() and (error := future.exception())]
-    for error in sorted(errors, key=lambda error: isinstance(error, _Stopped)):
+    for error in sorted(errors, key=lambda error: isinstance(error, Stopped)):
         raise error
     return [future.result() for future in futures]
 

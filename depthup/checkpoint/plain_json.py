@@ -56,6 +56,15 @@ def read_object(path: Path) -> dict[str, Any]:
             content = read_exactly(file, num_bytes)
         except OSError as error:
             raise unreadable(path, error) from error
+    return object_of(path, content)
+
+
+def object_of(path: Path | str, content: bytes) -> dict[str, Any]:
+    """The JSON object that ``content`` is; ``path`` is what messages call it.
+
+    Raises:
+        CheckpointError: It is something else.
+    """
     try:
         return parse_object(content)
     except ValueError as error:

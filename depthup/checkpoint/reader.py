@@ -6,15 +6,18 @@ The format: https://huggingface.co/docs/safetensors (8 bytes of header length, a
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import CheckpointError, shown
 from .plain_json import MAX_JSON_BYTES, open_regular, parse_object, read_exactly, read_object, unreadable
+
+if TYPE_CHECKING:
+    from .listing import RemoteModel
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -47,14 +50,21 @@ class Tensor:
         return prod(self.shape)
 
 
+Header: TypeAlias = tuple[dict[str, Tensor], dict[str, str]]  # tensors in the order of their bytes, metadata
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder: its raw ``config.json`` and every tensor by its name on disk, in the order of the files."""
+    """A checkpoint folder: its raw ``config.json`` and every tensor by its name on disk, in the order of the files.
+
+    Where ``remote`` is set the weights are on a server, and ``folder`` holds but the small files that a plan looks at.
+    """
 
     folder: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str]
+    remote: RemoteModel | None = None
 
     @cached_property
     def num_parameters(self) -> int:
@@ -76,21 +86,32 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     """
     folder = Path(folder)
     config = read_config(folder)
+    shards, weight_map = list_shards(folder)
+    headers = ((shard, read_header(folder, shard)) for shard in shards)
+    return Checkpoint(folder, config, *join_headers(str(folder), headers, weight_map))
+
+
+def join_headers(
+    place: str, headers: Iterable[tuple[str, Header]], weight_map: Mapping[str, str] | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of the shards, and their metadata, checked against the index's map from tensor to file.
+
+    Raises:
+        CheckpointError: A tensor stands twice, or index and shards contradict each other.
+    """
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
-    shards, weight_map = list_shards(folder)
-    for shard in shards:
-        found, shard_metadata = read_header(folder, shard)
+    for shard, (found, shard_metadata) in headers:
         metadata.update(shard_metadata)
         for name, tensor in found.items():
             if name in tensors:
                 raise CheckpointError(
-                    f"tensor '{shown(name)}' stands in both {tensors[name].shard} and {shard} of {folder}",
+                    f"tensor '{shown(name)}' stands in both {tensors[name].shard} and {shard} of {place}",
                     next_step="get the checkpoint again; left-over shards of an older save are a common cause",
                 )
             if weight_map is not None and weight_map.get(name) != shard:
                 raise CheckpointError(
-                    f"tensor '{shown(name)}' stands in {shard}, but {INDEX_NAME} of {folder} says"
+                    f"tensor '{shown(name)}' stands in {shard}, but {INDEX_NAME} of {place} says"
                     f" {weight_map.get(name, 'nothing of it')}",
                     next_step="get the index and the shards again, from one revision",
                 )
@@ -98,11 +119,11 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     if weight_map is not None and (absent := weight_map.keys() - tensors.keys()):
         name = min(absent)
         raise CheckpointError(
-            f"{INDEX_NAME} of {folder} names tensor '{shown(name)}', but {weight_map[name]} does not hold it"
+            f"{INDEX_NAME} of {place} names tensor '{shown(name)}', but {weight_map[name]} does not hold it"
             f" ({len(absent)} such tensors)",
             next_step="get the index and the shards again, from one revision",
         )
-    return Checkpoint(folder, config, tensors, metadata)
+    return tensors, metadata
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -126,73 +147,117 @@ def list_shards(folder: Path) -> tuple[list[str], dict[str, str] | None]:
     Raises:
         CheckpointError: No safetensors weights, a missing shard, or an index that is malformed or leaves the folder.
     """
-    if os.path.lexists(folder / INDEX_NAME):
-        return _indexed_shards(folder)
-    if os.path.isfile(folder / SINGLE_NAME):
-        return [SINGLE_NAME], None
-    try:
-        files = sorted(os.listdir(folder))
-    except OSError as error:
-        raise unreadable(folder, error) from error
+    path = folder / INDEX_NAME
+    weight_map = index_map(path, read_object(path)) if os.path.lexists(path) else None
+
+    def names() -> list[str]:
+        try:
+            return sorted(os.listdir(folder))
+        except OSError as error:
+            raise unreadable(folder, error) from error
+
+    return choose_shards(str(folder), weight_map, lambda name: os.path.isfile(folder / name), names), weight_map
+
+
+def index_map(path: Path | str, index: Mapping[str, Any]) -> dict[str, str]:
+    """The map from tensor to file of an index; ``path`` is what messages call it.
+
+    Raises:
+        CheckpointError: It is malformed, or names a file outside its folder.
+    """
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{path} has no 'weight_map' from tensor names to files", next_step="get the index again")
+    for file in set(weight_map.values()):
+        if os.path.basename(file) != file or file in ("", ".", "..") or "\\" in file or "\0" in file:
+            raise CheckpointError(
+                f"{path} names the file '{shown(file)}', which is not in its folder",
+                allowed="plain file names",
+                next_step="do not trust this checkpoint; get it from its author again",
+            )
+    return weight_map
+
+
+def choose_shards(
+    place: str, weight_map: Mapping[str, str] | None, has: Callable[[str], bool], names: Callable[[], list[str]]
+) -> list[str]:
+    """The names of the weight files.
+
+    Args:
+        place: What messages call the checkpoint.
+        weight_map: The index's map, if there is an index.
+        has: Whether there is a file of a name.
+        names: All names that there are, for messages.
+
+    Raises:
+        CheckpointError: No safetensors weights, or a missing shard, or files of two saves.
+    """
+    if weight_map is not None:
+        shards = sorted(set(weight_map.values()))
+        if missing := [shard for shard in shards if not has(shard)]:
+            raise CheckpointError(
+                f"{len(missing)} of {len(shards)} shards are missing in {place}, the first is {shown(missing[0])}",
+                next_step="download the missing files; nothing was written",
+            )
+        if SINGLE_NAME not in shards and has(SINGLE_NAME):
+            raise CheckpointError(
+                f"{place} holds {SINGLE_NAME} beside {INDEX_NAME} and its {len(shards)} shards; transformers would"
+                " load the former, and one of them is left over from another save",
+                next_step="remove the one that is older",
+            )
+        return shards
+    if has(SINGLE_NAME):
+        return [SINGLE_NAME]
+    files = names()
     if pickles := [name for name in files if name.endswith(PICKLE_SUFFIXES)]:
         raise CheckpointError(
-            f"{folder} holds pickle weights ({shown(pickles[0])}), which can run code when they are read",
+            f"{place} holds pickle weights ({shown(pickles[0])}), which can run code when they are read",
             allowed="safetensors",
-            next_step=f"convert them with `depthup import {folder} NEW_FOLDER` (no code is run)",
+            next_step=f"convert them with `depthup import {place} NEW_FOLDER` (no code is run)",
         )
     loose = [shown(name) for name in files if name.endswith(".safetensors")]
     raise CheckpointError(
-        f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}" + (f", only {', '.join(loose[:3])}" if loose else ""),
+        f"{place} has no {SINGLE_NAME} and no {INDEX_NAME}" + (f", only {', '.join(loose[:3])}" if loose else ""),
         next_step="download the index of the shards" if loose else "name a folder with safetensors weights",
     )
 
 
-def _indexed_shards(folder: Path) -> tuple[list[str], dict[str, str]]:
-    weight_map = read_object(folder / INDEX_NAME).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise CheckpointError(
-            f"{folder / INDEX_NAME} has no 'weight_map' from tensor names to files", next_step="get the index again"
-        )
-    shards = sorted(set(weight_map.values()))
-    for file in shards:
-        if os.path.basename(file) != file or file in ("", ".", "..") or "\\" in file or "\0" in file:
-            raise CheckpointError(
-                f"{folder / INDEX_NAME} names the file '{shown(file)}', which is not in its folder",
-                allowed="plain file names",
-                next_step="do not trust this checkpoint; get it from its author again",
-            )
-    if missing := [shard for shard in shards if not os.path.isfile(folder / shard)]:
-        raise CheckpointError(
-            f"{len(missing)} of {len(shards)} shards are missing in {folder}, the first is {shown(missing[0])}",
-            next_step="download the missing files; nothing was written",
-        )
-    if SINGLE_NAME not in shards and os.path.isfile(folder / SINGLE_NAME):
-        raise CheckpointError(
-            f"{folder} holds {SINGLE_NAME} beside {INDEX_NAME} and its {len(shards)} shards; transformers would"
-            " load the former, and one of them is left over from another save",
-            next_step="remove the one that is older",
-        )
-    return shards, weight_map
-
-
-def read_header(folder: Path, shard: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_header(folder: Path, shard: str) -> Header:
     """Tensors of one safetensors file in the order of their bytes, and the file's own metadata.
 
     Raises:
-        CheckpointError: The file is truncated or its header is malformed: byte ranges must fill the file without
-            gap or overlap, and agree with type and shape.
+        CheckpointError: As :func:`parse_header`, or the file cannot be read.
     """
     path = folder / shard
     with open_regular(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
             start = read_exactly(file, 8)
-            num_header_bytes = int.from_bytes(start, "little")
-            if len(start) < 8 or num_header_bytes > min(MAX_JSON_BYTES, size - 8):
-                raise _corrupt(path, f"its header should have {num_header_bytes} bytes, the file has {size}")
-            text = read_exactly(file, num_header_bytes)
+            text = read_exactly(file, header_length(path, start, size))
         except OSError as error:
             raise unreadable(path, error) from error
+    return parse_header(path, shard, text, size)
+
+
+def header_length(path: Path | str, start: bytes, size: int) -> int:
+    """Length in bytes of the JSON header, from the first 8 bytes of a file of ``size`` bytes.
+
+    Raises:
+        CheckpointError: The file is too short for it.
+    """
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 8 or length > min(MAX_JSON_BYTES, size - 8):
+        raise _corrupt(path, f"its header should have {length} bytes, the file has {size}")
+    return length
+
+
+def parse_header(path: Path | str, shard: str, text: bytes, size: int) -> Header:
+    """Read the JSON header ``text`` of a file of ``size`` bytes; ``path`` is what messages call the file.
+
+    Raises:
+        CheckpointError: The file is truncated or its header is malformed: byte ranges must fill the file without
+            gap or overlap, and agree with type and shape.
+    """
     try:
         header = parse_object(text, strict=True)
     except ValueError as error:
@@ -200,7 +265,7 @@ def read_header(folder: Path, shard: str) -> tuple[dict[str, Tensor], dict[str, 
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _corrupt(path, "its __metadata__ is no map from text to text")
-    data_start = 8 + num_header_bytes
+    data_start = 8 + len(text)
     tensors = sorted(
         (_tensor(path, shard, n, v, data_start) for n, v in header.items()), key=lambda t: (t.begin, t.end)
     )
@@ -215,7 +280,7 @@ def read_header(folder: Path, shard: str) -> tuple[dict[str, Tensor], dict[str, 
     return {tensor.name: tensor for tensor in tensors}, metadata
 
 
-def _tensor(path: Path, shard: str, name: str, entry: Any, data_start: int) -> Tensor:
+def _tensor(path: Path | str, shard: str, name: str, entry: Any, data_start: int) -> Tensor:
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
             pass
@@ -231,5 +296,5 @@ def _tensor(path: Path, shard: str, name: str, entry: Any, data_start: int) -> T
     return Tensor(name, dtype, tuple(shape), shard, data_start + begin, data_start + end)
 
 
-def _corrupt(path: Path, why: str) -> CheckpointError:
+def _corrupt(path: Path | str, why: str) -> CheckpointError:
     return CheckpointError(f"{path} is not a whole safetensors file: {why}", next_step="download this file again")

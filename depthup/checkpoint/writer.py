@@ -80,6 +80,12 @@ def write_shards(
         except BaseException:
             syncing.shutdown(cancel_futures=True)
             raise
+    write_index(shards, folder)
+    return tuple(sorted(file for file in kept if file))
+
+
+def write_index(shards: Sequence[Shard], folder: Path) -> None:
+    """Write the index into the shards' folder, if there are several."""
     if len(shards) > 1:
         write_json(folder / INDEX_NAME, {
             "metadata": {
@@ -88,7 +94,6 @@ def write_shards(
             },
             "weight_map": dict(sorted((move.name, shard.file) for shard in shards for move in shard.moves)),
         })  # fmt: skip
-    return tuple(sorted(file for file in kept if file))
 
 
 def _finish_shard(desk: _Desk, shard: Shard, resume: bool, report: Progress) -> str | None:

@@ -14,6 +14,7 @@ from .. import __version__
 from ..checkpoint.copy import Progress, read_range
 from ..checkpoint.parallel import run_all
 from ..checkpoint.plain_json import read_object
+from ..checkpoint.reader import Checkpoint
 
 if TYPE_CHECKING:
     from .surgery import Surgery
@@ -32,7 +33,8 @@ def make_manifest(surgery: Surgery, base_files: Mapping[str, Facts], files: Mapp
         base_files: What is known of the base's files, by name; see :func:`file_facts`.
         files: The same of the files that were written.
     """
-    plan = surgery.plan
+    plan, remote = surgery.plan, surgery.base.remote
+    origin = {} if remote is None else {"source": remote.name, "revision": remote.revision}
     new = {str(target): f"{plan.sources[target]}:{plan.init(target)}" for target in plan.new}
     links = {shard.file: {"link": shard.link} for shard in surgery.shards if shard.link}
     return {
@@ -49,6 +51,7 @@ def make_manifest(surgery: Surgery, base_files: Mapping[str, Facts], files: Mapp
         "original_layers": surgery.original_layers.to_json(),
         "base": {
             "name": surgery.base.folder.resolve().name,
+            **origin,
             "num_parameters": surgery.base.num_parameters,
             "num_bytes": surgery.base.num_bytes,
             "files": dict(base_files),
@@ -64,6 +67,21 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         CheckpointError: It cannot be read, or is no JSON object.
     """
     return read_object(folder / MANIFEST_NAME) if os.path.lexists(folder / MANIFEST_NAME) else None
+
+
+def remote_facts(base: Checkpoint, digests: Mapping[str, str]) -> dict[str, Facts]:
+    """:func:`file_facts` of config and weights of a base on a server; ``digests`` are those of its shards as they came.
+
+    A shard that the target takes nothing from was not read, and has no digest.
+    """
+    assert base.remote is not None
+    facts: dict[str, Facts] = {"config.json": file_facts(base.folder / "config.json", True, lambda num_bytes: None)}
+    for shard, header in sorted(base.remote.headers.items()):
+        file = base.remote.files[shard]
+        found = {"header_sha256": hashlib.sha256(header).hexdigest(), "sha256": digests.get(shard)}
+        found |= {"hub_sha256": file.sha256}
+        facts[shard] = {"num_bytes": file.num_bytes, **{key: value for key, value in found.items() if value}}
+    return facts
 
 
 def all_facts(folder: Path, names: Iterable[str], *, digests: bool, report: Progress | None = None) -> dict[str, Facts]:

@@ -19,15 +19,16 @@ from ..checkpoint.carry import carried_files, carry
 from ..checkpoint.config import grow_config, refuse_family
 from ..checkpoint.names import Stack, find_stack
 from ..checkpoint.quantization import carry_metadata, carry_side_files
-from ..checkpoint.reader import INDEX_NAME, Checkpoint, open_checkpoint
+from ..checkpoint.reader import INDEX_NAME, Checkpoint
+from ..checkpoint.remote import JOURNAL_NAME, open_base, require_here
 from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
 from ..errors import CheckpointError, OutputError, PlanError
-from ..files import partial_path, publishing, refuse_existing, require_space, write_json
+from ..files import allocated_bytes, partial_path, publishing, refuse_existing, require_space, write_json
 from ..layers import LayerPlan
 from .freeze import FREEZE_MAP_NAME, write_freeze_map
 from .history import Step, extend_history, original_layers
 from .inits import Bench, start_layer
-from .manifest import MANIFEST_NAME, all_facts, make_manifest
+from .manifest import MANIFEST_NAME, Facts, all_facts, make_manifest, remote_facts
 from .parts import require_alone, shared_tensors, sorted_tensors, unlike_rules
 from .special import outside_move
 
@@ -90,7 +91,11 @@ class Surgery:
     @cached_property
     def num_output_bytes(self) -> int:
         """Bytes that the target takes on the disk: tensors, headers and the files that go along."""
-        carried = sum(path.stat().st_size for path in carried_files(self.base.folder))
+        remote = self.base.remote
+        if remote is None:
+            carried = sum(path.stat().st_size for path in carried_files(self.base.folder))
+        else:
+            carried = sum(file.num_bytes for file in remote.carried)
         return sum(shard.num_written_bytes for shard in self.shards) + carried
 
     def describe(self) -> str:
@@ -128,7 +133,8 @@ def plan_surgery(
         link: Lay out the target so that files of the base all of whose tensors stay are used as they are.
 
     Raises:
-        CheckpointError: The layers or the config cannot be carried over by index.
+        CheckpointError: The layers or the config cannot be carried over by index; or tensors are to be made, or files
+            linked, whose base is on a server.
         PlanError: The plan was made for another depth, or breaks a period that the config states.
     """
     if (base.folder / ADAPTER_CONFIG_NAME).is_file():
@@ -142,6 +148,10 @@ def plan_surgery(
             f"the plan is for a base of {plan.num_base_layers} layers, {stack.prefix} has {stack.num_layers}",
             next_step=f"make the plan for {stack.num_layers} layers",
         )
+    if plan.inits:
+        require_here(base, "layers that do not start as copies are made from its weights")
+    if link:
+        require_here(base, "only files of this disk can be linked")
     refuse_family(stack.fields(base.config))
     layers, outside = sorted_tensors(base, stack)
     shared = shared_tensors(stack, layers)
@@ -155,6 +165,8 @@ def plan_surgery(
     grown[: len(layers[plan.sources[0]])] += [Move(stack.name(0, suffix), tensor) for suffix, tensor in shared.items()]
     before, after = ([outside_move(base, stack, plan, tensor) for tensor in tensors] for tensors in outside)
     moves = [*before, *grown, *after]
+    if any(move.make for move in moves):
+        require_here(base, "tensors that hold a part for each layer are made anew from its weights")
     # What a header says of all tensors is another for the target: such a file cannot be used as it is.
     shards = plan_shards(moves, max_shard_bytes, base.tensors.values() if link and not metadata else ())
     shards = tuple(replace(shard, metadata=metadata) for shard in shards)
@@ -167,6 +179,8 @@ def write_surgery(
 ) -> tuple[str, ...]:
     """Write the target into an existing folder, which the caller publishes.
 
+    The weights of a base on a server stream through; what is in the folder of them from before is verified and used.
+
     Args:
         surgery: What to write.
         folder: Where to write.
@@ -178,30 +192,25 @@ def write_surgery(
         The names of the shards that were kept.
 
     Raises:
-        CheckpointError: The base changed while it was read.
+        CheckpointError: The base changed while it was read, or cannot be had.
         OutputError: The disk is full, or a file of the base cannot be linked.
     """
-    base = surgery.base.folder
+    resume = resume or surgery.base.remote is not None
     try:
-        if resume:
-            _clear_but(folder, {shard.file for shard in surgery.shards})
-        names = carry(base, folder)
+        kept, base_facts = _write_weights(surgery, folder, progress, resume=resume, digests=digests)
+        names = carry(surgery.base.folder, folder)
         for name, value in {"config.json": surgery.config, **surgery.files}.items():
             write_json(folder / name, value)
         write_freeze_map(folder, surgery.stack, surgery.plan, [move.name for move in surgery.moves])
-        kept = write_shards(base, surgery.shards, folder, progress, resume=resume)
-        base_names = sorted({tensor.shard for tensor in surgery.base.tensors.values()})
         names += [
             "config.json",
             FREEZE_MAP_NAME,
             *(shard.file for shard in surgery.shards),
             *[INDEX_NAME] * (len(surgery.shards) > 1),
         ]
-        write_json(folder / MANIFEST_NAME, make_manifest(
-            surgery,
-            all_facts(base, ["config.json", *base_names], digests=digests, report=progress if digests else None),
-            all_facts(folder, sorted(names), digests=digests, report=progress if digests else None),
-        ))  # fmt: skip
+        facts = all_facts(folder, sorted(names), digests=digests, report=progress if digests else None)
+        write_json(folder / MANIFEST_NAME, make_manifest(surgery, base_facts, facts))
+        (folder / JOURNAL_NAME).unlink(missing_ok=True)
         return kept
     except OSError as error:
         if error.errno == ENOSPC:
@@ -210,6 +219,22 @@ def write_surgery(
                 next_step="free space and run it again" + " (what is written is kept)" * resume,
             ) from error
         raise
+
+
+def _write_weights(
+    surgery: Surgery, folder: Path, progress: Progress | None, *, resume: bool, digests: bool
+) -> tuple[tuple[str, ...], dict[str, Facts]]:
+    """Write shards and index; returns the shards that were kept, and what is known of the base's files."""
+    base = surgery.base
+    if base.remote is not None:
+        from ..checkpoint.stream import stream_target  # HTTP is slow to import
+
+        return (), remote_facts(base, stream_target(base, surgery.shards, folder, progress))
+    if resume:
+        _clear_but(folder, {shard.file for shard in surgery.shards})
+    kept = write_shards(base.folder, surgery.shards, folder, progress, resume=resume)
+    names = ["config.json", *sorted({tensor.shard for tensor in base.tensors.values()})]
+    return kept, all_facts(base.folder, names, digests=digests, report=progress if digests else None)
 
 
 def _clear_but(folder: Path, kept: set[str]) -> None:
@@ -236,7 +261,7 @@ def upscale(
     """Write the target of ``plan`` as a new checkpoint folder ``out``, which appears only when it is whole.
 
     Args:
-        base: The base checkpoint folder.
+        base: The base checkpoint: a folder, a hub model as ``owner/name@revision``, or the URL of a folder.
         out: The folder to make; it must not exist.
         plan: For example ``LayerPlan.upscale(32, 8)``.
         stack: Prefix of the layers to work on, as in ``model.layers``, where a model has several stacks.
@@ -255,7 +280,7 @@ def upscale(
         PlanError: The plan does not fit the base.
         OutputError: ``out`` exists, the disk is too small (checked before the first byte), or links are refused.
     """
-    checkpoint = open_checkpoint(base)
+    checkpoint = open_base(base)
     layers = find_stack(checkpoint.tensors, checkpoint.config, stack)
     surgery = plan_surgery(
         checkpoint, plan, stack=layers, config_lists=config_lists, max_shard_bytes=max_shard_bytes, link=link
@@ -269,16 +294,21 @@ def publish_surgery(
 ) -> tuple[str, ...]:
     """Write a planned surgery to the new folder ``out``: space is checked first, the folder appears last.
 
+    What came from a server stays when something fails; the same surgery to the same ``out`` goes on from there.
+
     Returns:
         The names of the shards that were kept from a run that was stopped (see :func:`upscale`).
 
     Raises:
-        CheckpointError: The base changed while it was read.
+        CheckpointError: The base changed while it was read, or cannot be had.
         OutputError: ``out`` exists, the disk is too small, or links are refused.
     """
     refuse_existing(out)
+    is_remote = surgery.base.remote is not None
     states = [path.stat() for path in partial_path(out).glob("*.safetensors")] if resume else []
     present = sum(state.st_size for state in states if state.st_nlink == 1)
+    if is_remote:  # its files are full of holes
+        present = allocated_bytes(partial_path(out))
     require_space(out.parent, surgery.num_output_bytes - present)
-    with publishing(out, keep_partial=resume) as partial:
+    with publishing(out, keep_partial=resume or is_remote) as partial:
         return write_surgery(surgery, partial, progress, resume=resume, digests=digests)
