@@ -229,6 +229,6 @@ COMPANIONS = {
     "xlm": ("attentions", ("layer_norm1", "ffns", "layer_norm2")),
 }
 # Families whose decoder's cache has as many places as the encoder has layers, in transformers' classes.
-CACHE_BY_ENCODER = frozenset({"longt5", "mt5", "umt5"})
+CACHE_BY_ENCODER = frozenset({"longt5", "mt5", "switch_transformers", "umt5"})
 # Switches that, when they are on, make layers differ by their index modulo a number.
 SWITCHED_PERIODS = {"stagger_local_blocks": 2}
