@@ -23,6 +23,7 @@ from .fields import (
     LAYER_LISTS,
     LAYER_TABLES,
     MLP_ONLY,
+    NOT_CARRIED,
     OTHER_LISTS,
     OUTER_TAPS,
     PERIODS,
@@ -163,6 +164,10 @@ def refuse_family(scope: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"the model is a {family}: {INDEX_DEPENDENT[family]}",
             next_step="this model cannot be up-scaled layer by layer",
+        )
+    if isinstance(family, str) and family in NOT_CARRIED:
+        raise CheckpointError(
+            f"the model is a {family}: {NOT_CARRIED[family]}", next_step="this architecture is not supported yet"
         )
     for key, reason in REFUSED.items():
         if scope.get(key):

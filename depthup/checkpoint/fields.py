@@ -232,3 +232,10 @@ COMPANIONS = {
 CACHE_BY_ENCODER = frozenset({"longt5", "mt5", "switch_transformers", "umt5"})
 # Switches that, when they are on, make layers differ by their index modulo a number.
 SWITCHED_PERIODS = {"stagger_local_blocks": 2}
+# Models other parts of which hang on the layers of a stack in a way that depthup does not carry over yet.
+NOT_CARRIED = {
+    "bridgetower": "its cross-modal layers are counted from the end of the text and the vision stack",
+    "dpt": "its head takes in what certain layers put out, and the proof of that failed",
+    "sam3": "its detector's parts state their depths for one another",
+    "sam3_video": "its detector's parts state their depths for one another",
+}

@@ -27,7 +27,7 @@ DEPTH_KEYS = frozenset({
 })  # fmt: skip
 # Fields that state the depth of a part, and the word that the part's prefix holds.
 PART_DEPTH_KEYS = {
-    "num_global_layers": "global_transformer", "conf_num_hidden_layers": "conformer", "layers": "text_model",
+    "conf_num_hidden_layers": "conformer", "layers": "text_model",
     "resampler_depth": "perceiver", "speech_encoder_layers": "speech_encoder", "t2u_encoder_layers": "t2u_model",
     "t2u_decoder_layers": "t2u_model", "pred_num_hidden_layers": "predictor", "mit_num_hidden_layers": "mit.",
     "prompt_layers": "prompts_generator", "num_spatial_layers": "spatial", "num_temporal_layers": "temporal",

@@ -152,7 +152,8 @@ def plan_surgery(
         require_here(base, "layers that do not start as copies are made from its weights")
     if link:
         require_here(base, "only files of this disk can be linked")
-    refuse_family(stack.fields(base.config))
+    for fields in (base.config, stack.fields(base.config)):
+        refuse_family(fields)
     layers, outside = sorted_tensors(base, stack)
     shared = shared_tensors(stack, layers)
     require_alone(base, stack)
