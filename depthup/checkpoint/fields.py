@@ -229,7 +229,7 @@ COMPANIONS = {
     "xlm": ("attentions", ("layer_norm1", "ffns", "layer_norm2")),
 }
 # Families whose decoder's cache has as many places as the encoder has layers, in transformers' classes.
-CACHE_BY_ENCODER = frozenset({"longt5", "mt5", "switch_transformers", "umt5"})
+CACHE_BY_ENCODER = frozenset({"longt5", "mt5", "switch_transformers", "t5", "umt5"})
 # Switches that, when they are on, make layers differ by their index modulo a number.
 SWITCHED_PERIODS = {"stagger_local_blocks": 2}
 # Models other parts of which hang on the layers of a stack in a way that depthup does not carry over yet.
