@@ -260,6 +260,7 @@ def preset_plan(text: str, num_base_layers: int) -> LayerPlan:
 
 
 def _one_preset(text: str, num_base_layers: int) -> LayerPlan:
+    require_depth(num_base_layers)
     match = _PRESET.fullmatch(text)
     name, given = (match["name"], match["arguments"]) if match else (text.strip()[:80], None)
     if name not in PRESETS:
@@ -273,7 +274,6 @@ def _one_preset(text: str, num_base_layers: int) -> LayerPlan:
             allowed=" or ".join(forms),
             next_step=f"{name}: {preset.summary}",
         )
-    require_depth(num_base_layers)
     return preset.build(num_base_layers, *(int(number) for number in re.findall(r"\d+", given)))
 
 
