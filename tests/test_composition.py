@@ -38,7 +38,7 @@ def chains(draw: st.DrawFn, links: int = 2) -> tuple[LayerPlan, ...]:
 
 
 @given(chains())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_base_of_a_layer_is_the_base_of_its_base(plans: tuple[LayerPlan, LayerPlan]) -> None:
     first, second = plans
     composed = first.then(second)
@@ -48,7 +48,7 @@ def test_the_base_of_a_layer_is_the_base_of_its_base(plans: tuple[LayerPlan, Lay
 
 
 @given(chains(3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_order_of_bracketing_does_not_matter_and_the_whole_base_changes_nothing(
     plans: tuple[LayerPlan, LayerPlan, LayerPlan],
 ) -> None:
@@ -59,7 +59,7 @@ def test_the_order_of_bracketing_does_not_matter_and_the_whole_base_changes_noth
 
 
 @given(chains(1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_what_is_undone_is_the_base(plans: tuple[LayerPlan]) -> None:
     (plan,) = plans
     copied = {plan.sources[target] for target in range(plan.num_target_layers) if plan.init(target).kind == "copy"}
@@ -71,7 +71,7 @@ def test_what_is_undone_is_the_base(plans: tuple[LayerPlan]) -> None:
 
 
 @given(st.integers(1, 30), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_dropping_leaves_the_others_in_order(n: int, data: st.DataObject) -> None:
     dropped = data.draw(st.sets(st.integers(0, n - 1), min_size=1))
     assume(len(dropped) < n)

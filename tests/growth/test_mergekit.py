@@ -86,7 +86,7 @@ def test_zeroed_and_weakened_layers_are_identity_and_attenuated() -> None:
     ),
     st.sampled_from(["llama", "gpt2", "mixtral", "starcoder2"]),
 )  # fmt: skip
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_what_is_written_reads_back_to_an_equal_plan(entries: list[tuple[int, str]], family: str) -> None:
     plan = LayerPlan.parse(",".join(f"{source}{init}" for source, init in entries), N)
     names = NAMES[family]
@@ -215,7 +215,7 @@ YAML = st.recursive(
 
 
 @given(YAML, st.sampled_from(["passthrough", "linear", "slerp"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_file_is_a_plan_or_a_plan_error(value: object, method: str) -> None:
     source = {"model": "a", "layer_range": [0, 2], "parameters": value}
     whole = {"merge_method": method, "slices": [{"sources": [source], "parameters": value}]}
@@ -227,7 +227,7 @@ def test_any_file_is_a_plan_or_a_plan_error(value: object, method: str) -> None:
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    for text in ("a: [", "\x00", "&a [*a", "[" * 5000):
+    for text in ("a: [", "\x00", "&a [*a", "[" * 2000):
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(PlanError):
             read_mergekit(tmp_path / "x.yaml", LLAMA)
