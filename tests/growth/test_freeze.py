@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -119,14 +118,17 @@ def test_a_bad_file_is_one_clear_error(tmp_path: Path, text: str) -> None:
         read_freeze_map(tmp_path)
 
 
-def test_the_example_trains_the_new_layers_and_no_other_weight(base, tmp_path: Path) -> None:
+def test_the_example_trains_the_new_layers_and_no_other_weight(
+    base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     upscale(base("llama", tokenizer=True), tmp_path / "grown", LayerPlan.parse(PRO, N))
     (tmp_path / "text.txt").write_text("The user asks the assistant a question. " * 8)
     script = REPOSITORY / "examples" / "train_new_layers.py"
-    command = [sys.executable, str(script), *(str(tmp_path / name) for name in ("grown", "text.txt", "trained"))]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("loss") == 3
+    monkeypatch.setattr(
+        sys, "argv", [str(script), *(str(tmp_path / name) for name in ("grown", "text.txt", "trained"))]
+    )
+    runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out.count("loss") == 3
     before, after = pico.raw(tmp_path / "grown"), pico.raw(tmp_path / "trained")
     changed = {name.split(".")[2] for name in before if before[name] != after[name]}
     assert before.keys() == after.keys() and changed == {"3", "8"}

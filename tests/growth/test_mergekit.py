@@ -17,7 +17,6 @@ from depthup.checkpoint.names import Stack
 from depthup.checkpoint.reader import Tensor
 from depthup.cli import main
 from depthup.errors import CheckpointError, PlanError
-from depthup.growth.inits import KINDS
 from depthup.growth.mergekit import TensorNames, tensor_names, to_mergekit
 from depthup.growth.mergekit_import import from_mergekit, read_mergekit
 from depthup.growth.surgery import upscale
@@ -86,7 +85,7 @@ def test_zeroed_and_weakened_layers_are_identity_and_attenuated() -> None:
     ),
     st.sampled_from(["llama", "gpt2", "mixtral", "starcoder2"]),
 )  # fmt: skip
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_what_is_written_reads_back_to_an_equal_plan(entries: list[tuple[int, str]], family: str) -> None:
     plan = LayerPlan.parse(",".join(f"{source}{init}" for source, init in entries), N)
     names = NAMES[family]
@@ -215,7 +214,7 @@ YAML = st.recursive(
 
 
 @given(YAML, st.sampled_from(["passthrough", "linear", "slerp"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_file_is_a_plan_or_a_plan_error(value: object, method: str) -> None:
     source = {"model": "a", "layer_range": [0, 2], "parameters": value}
     whole = {"merge_method": method, "slices": [{"sources": [source], "parameters": value}]}
@@ -227,7 +226,7 @@ def test_any_file_is_a_plan_or_a_plan_error(value: object, method: str) -> None:
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    for text in ("a: [", "\x00", "&a [*a", "[" * 5000):
+    for text in ("a: [", "\x00", "&a [*a", "[" * 2000):
         (tmp_path / "x.yaml").write_text(text)
         with pytest.raises(PlanError):
             read_mergekit(tmp_path / "x.yaml", LLAMA)
@@ -272,8 +271,6 @@ ORACLES = ["0-4,2-6", "0-4,4:identity,5,5,6", "0-4,4:attenuated(0.5),5-6"]
 @pytest.mark.parametrize("family", RIGHT)
 def test_mergekit_writes_the_same_from_the_file(base, tmp_path: Path, family: str, text: str) -> None:
     plan = LayerPlan.parse(text, N)
-    if missing := {init.kind for init in plan.inits} - {"copy", *KINDS}:
-        pytest.skip(f"{', '.join(missing)} is not made yet")
     folder = base(family, tokenizer=True)
     (tmp_path / "plan.yaml").write_text(to_mergekit(plan, str(folder), tensor_names(N, folder)))
     command = [os.environ["DEPTHUP_MERGEKIT"], str(tmp_path / "plan.yaml"), str(tmp_path / "theirs"), "--clone-tensors"]
