@@ -24,6 +24,9 @@ from depthup.layers import LayerPlan
 
 N = pico.NUM_LAYERS
 PLAN = LayerPlan.upscale(N, 2)
+EVERY_KIND = (
+    "0-6,2:attenuated(0.5),2:average,3:slerp(1,0.3),4:random(3),5:transport,6:norm-matched(1.2)"  # by arithmetic
+)
 SOURCES = (0, 1, 2, 3, 4, 2, 3, 4, 5, 6)
 
 
@@ -54,7 +57,7 @@ def check(folder: Path, capsys) -> Callable[..., tuple[int, str]]:
 # -- what is proved ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plan", ["0-4,2-6", "0-6", "6,5,4,3,2,1,0,0", "0-6,2:identity,6:identity"])
+@pytest.mark.parametrize("plan", ["0-4,2-6", "0-6", "6,5,4,3,2,1,0,0", "0-6,2:identity,6:identity", EVERY_KIND])
 @pytest.mark.parametrize("options", [{}, {"max_shard_bytes": 40_000}, {"max_shard_bytes": 40_000, "link": True}])
 def test_what_depthup_writes_is_proved_by_its_manifest(folder, tmp_path, check, plan: str, options: dict) -> None:
     surgery = upscale(folder, tmp_path / "target", LayerPlan.parse(plan, N), **options)

@@ -23,7 +23,7 @@ from depthup.growth.surgery import upscale
 from depthup.layers import LayerPlan
 
 N = pico.NUM_LAYERS
-PLAN = "0-4,2:identity,3-6"  # copies and tensors that are made
+PLAN = "0-4,2:identity,3-5,5:average,6"  # copies and tensors that are made
 SHARD_BYTES = 25_000
 
 SLOW = """
