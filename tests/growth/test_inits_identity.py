@@ -28,14 +28,9 @@ zoo = pytest.importorskip("zoo")
 ROWS = zoo.specimens()
 # Rows of families that are proven, in a form that normalises the stream or hands on more than the stream.
 REFUSED: frozenset[str] = frozenset({
-    "opt-post-norm", "glm_moe_dsa-shared", "hubert", "wav2vec2-weighted", "wav2vec2-bert-weighted", "unispeech",
-    "unispeech-sat", "wav2vec2", "wavlm",
+    "opt-post-norm", "glm_moe_dsa-shared", "hubert", "wav2vec2", "wav2vec2-weighted", "wav2vec2-adapter",
+    "speech-encoder-decoder/encoder",
 })  # fmt: skip
-
-
-def _is_refused(family: str) -> bool:
-    return any(family == name or family.startswith(f"{name}-") for name in REFUSED)
-
 
 SEEN: set[str] = set()
 HELD: set[str] = set()
@@ -106,7 +101,7 @@ def test_silent_layers_hand_their_input_on_or_the_family_is_refused(specimen: An
     try:
         found = values(base, stack)
     except CheckpointError:
-        assert family not in PROVEN or _is_refused(specimen.family)
+        assert family not in PROVEN or specimen.family in REFUSED
         return
     assert specimen.family not in REFUSED
     fill(tmp_path / "base", found)
@@ -137,7 +132,7 @@ def plans(num_layers: int) -> list[str]:
 def test_the_targets_logits_are_the_bases(specimen: Any, tmp_path: Path) -> None:
     """The same through surgery. Exact to the bit; MiniCPM 3 scales by the depth, and rounds once more."""
     kind, base, stack = saved(specimen, tmp_path / "base")
-    if stack is None or _is_refused(specimen.family) or stack.fields(base.config).get("model_type") not in PROVEN:
+    if stack is None or specimen.family in REFUSED or stack.fields(base.config).get("model_type") not in PROVEN:
         pytest.skip("refused")
     for text in plans(stack.num_layers):
         shutil.rmtree(tmp_path / "target", ignore_errors=True)
@@ -151,6 +146,7 @@ def test_the_targets_logits_are_the_bases(specimen: Any, tmp_path: Path) -> None
     outputs = []
     for folder in (tmp_path / "base", tmp_path / "target"):
         model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+        torch.manual_seed(0)  # ViLT draws the patches that it keeps
         with torch.inference_mode():
             outputs.append(next(zoo_tensors(model(**specimen.inputs(model)))))
     if specimen.model_type == "minicpm3":
