@@ -26,6 +26,10 @@ from depthup.layers import LayerPlan
 
 zoo = pytest.importorskip("zoo")
 ROWS = zoo.specimens()
+# By default one row of each architecture and stack is run, and those that show a family in the form that is proven.
+FIRST = {(row.model_type, row.stack): row.family for row in reversed(ROWS)}
+DEFAULT = {*FIRST.values(), "hubert-stable", "wav2vec2-stable"}
+SORTED = [row if row.family in DEFAULT else pytest.param(row, marks=pytest.mark.slow) for row in ROWS]
 # Rows of families that are proven, in a form that normalises the stream or hands on more than the stream.
 REFUSED: frozenset[str] = frozenset({
     "opt-post-norm", "glm_moe_dsa-shared", "hubert", "wav2vec2", "wav2vec2-weighted", "wav2vec2-adapter",
@@ -90,7 +94,7 @@ def lists_that_hand_on(specimen: Any, model: Any, num_layers: int) -> list[str]:
     return [name for name, each in handed.items() if len(each) >= num_layers and all(each)]
 
 
-@pytest.mark.parametrize("specimen", ROWS, ids=[row.family for row in ROWS])
+@pytest.mark.parametrize("specimen", SORTED, ids=[row.family for row in ROWS])
 @pytest.mark.filterwarnings("ignore")
 def test_silent_layers_hand_their_input_on_or_the_family_is_refused(specimen: Any, tmp_path: Path) -> None:
     SEEN.add(specimen.family)
@@ -111,7 +115,7 @@ def test_silent_layers_hand_their_input_on_or_the_family_is_refused(specimen: An
 
 
 def test_every_proven_family_was_proved() -> None:
-    if len(SEEN) < len(ROWS):
+    if not DEFAULT <= SEEN:
         pytest.skip("not all rows were run")
     assert HELD == PROVEN
 
