@@ -29,7 +29,9 @@ def blend(plan: LayerPlan, width: int) -> LayerPlan:
         entries += [(layer, COPY) for layer in range(part.start + width * (i > 0), part.stop - width * (i < last))]
         for k in range(width if i < last else 0):
             below, above = part.stop - width + k, plan.slices[i + 1].start + k
-            if 2 * (k + 1) <= width + 1:
+            if below == above:
+                entries.append((below, COPY))
+            elif 2 * (k + 1) <= width + 1:
                 entries.append((below, Init("average", (above, (k + 1) / (width + 1)))))
             else:
                 entries.append((above, Init("average", (below, (width - k) / (width + 1)))))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ..checkpoint.config import layer_kinds
 from ..checkpoint.fields import SPECIAL_ENDS, STORED_FIRST
@@ -109,3 +110,21 @@ def unlike_rules(base: Checkpoint, stack: Stack, layers: Mapping[int, Mapping[st
                 == list(range(num_last, 0, -1))
             ),
         )
+
+
+def entry_rules(base: Checkpoint, stack: Stack) -> Iterator[Rule]:
+    """Where images enter behind the first text layers, one set of features each (deepstack), these layers stay."""
+    entries = max((len(indices) for indices in _deepstack(base.config)), default=0)
+    if stack.role == "text" and entries:
+        yield Rule(
+            f"features of images enter behind the first {entries} layers (deepstack_visual_indexes)",
+            lambda plan: plan.sources[:entries] == tuple(range(entries)),
+        )
+
+
+def _deepstack(config: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
+    for key, value in config.items():
+        if key == "deepstack_visual_indexes" and isinstance(value, list):
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _deepstack(value)

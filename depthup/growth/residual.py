@@ -23,7 +23,7 @@ PROVEN = frozenset({
     "afmoe", "aimv2_text_model", "aimv2_vision_model", "altclip_vision_model", "apertus", "arcee", "aria_text",
     "audio-spectrogram-transformer", "audioflamingo3_encoder", "axk1", "axk2", "bailing_hybrid", "bamba", "beit",
     "bigbird_pegasus", "biogpt", "bitnet", "blenderbot", "blip_2_vision_model", "blip_vision_model", "bloom",
-    "bridgetower_vision_model", "canary_decoder", "chinese_clip_vision_model", "clip_text_model",
+    "canary_decoder", "chinese_clip_vision_model", "clip_text_model",
     "clip_vision_model", "clipseg_text_model", "clipseg_vision_model", "codegen", "cohere", "cohere2",
     "cohere2_moe", "cohere_compass_text", "cohere_compass_vision", "cpmant", "ctrl", "cwm", "data2vec-vision",
     "dbrx", "decision_transformer", "deepseek_v2", "deepseek_v3", "deepseek_v32", "deit", "diffllama", "dinov2",
@@ -60,7 +60,7 @@ PROVEN = frozenset({
     "tipsv2_vision_model", "udop", "ultrabert", "umt5", "vaultgemma", "video_llama_3_vision", "videomae",
     "videoprism_vision_model", "vilt", "vit", "vit_mae", "vit_msn", "vitpose_backbone", "vivit", "vjepa2",
     "voxtral_encoder", "voxtral_realtime_encoder", "voxtral_realtime_text", "wav2vec2", "whisper",
-    "xclip_text_model", "xglm", "xlm-roberta-xl", "xlstm", "yolos", "youtu",
+    "xclip_text_model", "xglm", "xlm-roberta-xl", "xlstm", "youtu",
 })  # fmt: skip
 # Families that are of that form with one setting alone: the key, the value it must have, and what it is if left out.
 NEEDS: dict[str, tuple[str, bool, bool]] = {

@@ -29,7 +29,7 @@ from .freeze import FREEZE_MAP_NAME, write_freeze_map
 from .history import Step, extend_history, original_layers
 from .inits import Bench, start_layer
 from .manifest import MANIFEST_NAME, Facts, all_facts, make_manifest, remote_facts
-from .parts import require_alone, shared_tensors, sorted_tensors, unlike_rules
+from .parts import entry_rules, require_alone, shared_tensors, sorted_tensors, unlike_rules
 from .special import outside_move
 
 __all__ = ["ADAPTER_CONFIG_NAME", "DEFAULT_SHARD_BYTES", "MANIFEST_NAME", "Surgery", "plan_surgery", "publish_surgery",
@@ -157,7 +157,8 @@ def plan_surgery(
     layers, outside = sorted_tensors(base, stack)
     shared = shared_tensors(stack, layers)
     require_alone(base, stack)
-    edit = grow_config(base.config, stack, plan, config_lists, list(unlike_rules(base, stack, layers)), base.tensors)
+    rules = [*unlike_rules(base, stack, layers), *entry_rules(base, stack)]
+    edit = grow_config(base.config, stack, plan, config_lists, rules, base.tensors)
     files = carry_side_files(base.folder, stack, plan, base.tensors)
     changes = (*edit.changes, *(f"{name}: layers named by index -> named by the plan" for name in files))
     metadata = carry_metadata(base.metadata, stack, plan)

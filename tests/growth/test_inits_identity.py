@@ -26,16 +26,15 @@ from depthup.layers import LayerPlan
 
 zoo = pytest.importorskip("zoo")
 ROWS = zoo.specimens()
+# By default one row of each architecture and stack is run, and those that show a family in the form that is proven.
+FIRST = {(row.model_type, row.stack): row.family for row in reversed(ROWS)}
+DEFAULT = {*FIRST.values(), "hubert-stable", "wav2vec2-stable"}
+SORTED = [row if row.family in DEFAULT else pytest.param(row, marks=pytest.mark.slow) for row in ROWS]
 # Rows of families that are proven, in a form that normalises the stream or hands on more than the stream.
 REFUSED: frozenset[str] = frozenset({
-    "opt-post-norm", "glm_moe_dsa-shared", "hubert", "wav2vec2-weighted", "wav2vec2-bert-weighted", "unispeech",
-    "unispeech-sat", "wav2vec2", "wavlm",
+    "opt-post-norm", "glm_moe_dsa-shared", "hubert", "wav2vec2", "wav2vec2-weighted", "wav2vec2-adapter",
+    "speech-encoder-decoder/encoder",
 })  # fmt: skip
-
-
-def _is_refused(family: str) -> bool:
-    return any(family == name or family.startswith(f"{name}-") for name in REFUSED)
-
 
 SEEN: set[str] = set()
 HELD: set[str] = set()
@@ -95,7 +94,7 @@ def lists_that_hand_on(specimen: Any, model: Any, num_layers: int) -> list[str]:
     return [name for name, each in handed.items() if len(each) >= num_layers and all(each)]
 
 
-@pytest.mark.parametrize("specimen", ROWS, ids=[row.family for row in ROWS])
+@pytest.mark.parametrize("specimen", SORTED, ids=[row.family for row in ROWS])
 @pytest.mark.filterwarnings("ignore")
 def test_silent_layers_hand_their_input_on_or_the_family_is_refused(specimen: Any, tmp_path: Path) -> None:
     SEEN.add(specimen.family)
@@ -106,7 +105,7 @@ def test_silent_layers_hand_their_input_on_or_the_family_is_refused(specimen: An
     try:
         found = values(base, stack)
     except CheckpointError:
-        assert family not in PROVEN or _is_refused(specimen.family)
+        assert family not in PROVEN or specimen.family in REFUSED
         return
     assert specimen.family not in REFUSED
     fill(tmp_path / "base", found)
@@ -116,7 +115,7 @@ def test_silent_layers_hand_their_input_on_or_the_family_is_refused(specimen: An
 
 
 def test_every_proven_family_was_proved() -> None:
-    if len(SEEN) < len(ROWS):
+    if not DEFAULT <= SEEN:
         pytest.skip("not all rows were run")
     assert HELD == PROVEN
 
@@ -137,7 +136,7 @@ def plans(num_layers: int) -> list[str]:
 def test_the_targets_logits_are_the_bases(specimen: Any, tmp_path: Path) -> None:
     """The same through surgery. Exact to the bit; MiniCPM 3 scales by the depth, and rounds once more."""
     kind, base, stack = saved(specimen, tmp_path / "base")
-    if stack is None or _is_refused(specimen.family) or stack.fields(base.config).get("model_type") not in PROVEN:
+    if stack is None or specimen.family in REFUSED or stack.fields(base.config).get("model_type") not in PROVEN:
         pytest.skip("refused")
     for text in plans(stack.num_layers):
         shutil.rmtree(tmp_path / "target", ignore_errors=True)
@@ -151,6 +150,7 @@ def test_the_targets_logits_are_the_bases(specimen: Any, tmp_path: Path) -> None
     outputs = []
     for folder in (tmp_path / "base", tmp_path / "target"):
         model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+        torch.manual_seed(0)  # ViLT draws the patches that it keeps
         with torch.inference_mode():
             outputs.append(next(zoo_tensors(model(**specimen.inputs(model)))))
     if specimen.model_type == "minicpm3":
