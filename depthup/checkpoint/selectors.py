@@ -8,6 +8,7 @@ stands, then rewritten at the layer's index, then spelt out as names, and the fi
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
