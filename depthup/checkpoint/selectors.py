@@ -46,7 +46,9 @@ def pattern(text: str, how: Callable[[re.Pattern[str], str], Any] = re.Pattern.m
 
 def _compiled(text: str) -> re.Pattern[str] | None:
     try:
-        return re.compile(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sets within sets, which may mean something else one day
+            return re.compile(text)
     except (re.error, OverflowError, RecursionError):
         return None
 
