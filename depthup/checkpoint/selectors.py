@@ -270,7 +270,7 @@ def _plain(selector: str, modules: Modules) -> list[str] | None:
     if not re.search(r"\d", selector):
         return [selector]
     last = re.escape(modules.stack.prefix.rpartition(".")[2])
-    match = re.fullmatch(rf"(?P<kind>re:|[+-]:)?(?P<head>.*?)(?<![\w]){last}(?P<dot>\\?\.)(?P<index>\d+)"
+    match = re.fullmatch(rf"(?P<kind>re:|[+-]:)?(?P<head>.*?)(?<![\w]){last}(?P<dot>\\?\.)(?P<index>[0-9]{{1,6}})"
                          rf"(?P<tail>(?:\\?\.|\$).*|)", selector)  # fmt: skip
     if match is None or (match["kind"] in ("+:", "-:") and not match["tail"]):
         return None
