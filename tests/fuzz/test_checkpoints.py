@@ -264,7 +264,7 @@ def broken(scratch: Scratch, random: Random) -> None:
 
 
 def test_a_broken_checkpoint_is_one_clear_error_or_is_carried_exactly(scratch: Scratch) -> None:
-    run(scratch, broken, 400)
+    run(scratch, broken, 250)
     assert scratch.counts["written"] and scratch.counts["refused"] and scratch.counts["not opened"]
 
 
@@ -281,7 +281,7 @@ def damaged(scratch: Scratch, random: Random) -> None:
 
 
 def test_a_file_of_damaged_or_random_bytes_is_one_clear_error(scratch: Scratch) -> None:
-    run(scratch, damaged, 200)
+    run(scratch, damaged, 150)
 
 
 COMMANDS = (
@@ -317,7 +317,7 @@ def commanded(scratch: Scratch, random: Random) -> None:
 
 
 def test_on_the_command_line_a_broken_checkpoint_is_one_message_and_status_2(scratch: Scratch) -> None:
-    run(scratch, commanded, 150)
+    run(scratch, commanded, 100)
 
 
 def adapted(scratch: Scratch, random: Random) -> None:
@@ -338,7 +338,7 @@ def adapted(scratch: Scratch, random: Random) -> None:
 
 
 def test_a_broken_adapter_is_one_clear_error_or_grows(scratch: Scratch) -> None:
-    run(scratch, adapted, 200)
+    run(scratch, adapted, 150)
 
 
 def beheaded(scratch: Scratch, random: Random) -> None:
