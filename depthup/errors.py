@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
+_SHORT = reprlib.Repr()  # of lists and objects the first members: they may hold each other, or one thing many times
+_SHORT.maxlong = _SHORT.maxother = 100
 _MAX_LINE = 1000  # characters; a path may be long
 
 
@@ -65,7 +68,7 @@ def readable(text: str) -> str:
 def shown(value: object, max_chars: int = 80) -> str:
     """A value from outside as one short line of a message, whatever it is."""
     try:
-        text = str(value)
+        text = value if isinstance(value, str) else _SHORT.repr(value)
     except (ValueError, RecursionError):  # an integer of thousands of digits; lists nested in lists
         text = f"a {type(value).__name__} too large to show"
     text = readable(text[: max_chars + 1]).replace("\n", "\\n")

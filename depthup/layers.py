@@ -20,7 +20,7 @@ from .drawing import draw
 from .errors import PlanError, nearest, shown
 from .grammar import read_runs
 
-MAX_LAYERS = 100_000  # far above any model: a wrong number must not fill the memory
+MAX_LAYERS = 10_000  # far above any model: a wrong number must not fill the memory
 # How a target layer may start, and what the numbers in brackets mean. growth/inits.py computes each of them.
 INITS = {
     "copy": "the bytes of the base layer",

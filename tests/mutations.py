@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -51,10 +51,12 @@ class Parts:
     data: dict[str, bytes]
     index: Any = None
     plain: bool = True  # whether every tensor of the target is one of the base
+    config_name: str = "config.json"
+    others: dict[str, Any] = field(default_factory=dict)  # JSON files beside them
 
     def files(self) -> dict[str, bytes]:
         """The files of the checkpoint by name."""
-        files = {"config.json": to_text(self.config).encode()}
+        files = {name: to_text(tree).encode() for name, tree in {self.config_name: self.config, **self.others}.items()}
         if self.index is not None:
             files[INDEX_NAME] = to_text(self.index).encode()
         for name, header in self.headers.items():
@@ -64,12 +66,12 @@ class Parts:
 
 
 def shard(tensors: dict[str, tuple[str, list[int]]]) -> tuple[Any, bytes]:
-    """A header, and data in which no two tensors are alike."""
+    """A header, and data in which no two tensors of up to 59 are alike."""
     header, data = {"__metadata__": {"format": "pt"}}, b""
     for number, (name, (dtype, shape)) in enumerate(tensors.items()):
         size = math.prod(shape) * DTYPE_BITS[dtype] // 8
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + size]}
-        data += bytes((number * 37 + place) % 251 for place in range(size))
+        data += bytes((number * 37 + place) % 59 for place in range(size))  # as floats below 1
     return to_tree(header), data
 
 
@@ -135,6 +137,44 @@ BASES["special"] = parts(
           **{f"model.layers.{N}.{suffix}": ("BF16", [2, 2]) for suffix in ("a", "b", "c", "d")}},
 )  # fmt: skip
 BASES["special"].plain = False
+BASES["grown"] = parts(_LLAMA)
+BASES["grown"].others["depthup.json"] = to_tree({
+    "depthup": "0.1", "stack": "model.layers", "config_lists": {}, "base": {"name": "x", "files": {}},
+    "plan": {"num_base_layers": 3, "layers": "0-2,1-2"},
+    "history": [{"base": "y", "stack": "model.layers", "plan": {"num_base_layers": 2, "layers": "0-1,1:identity"}}],
+})  # fmt: skip
+_PATTERNS = {
+    "quant_method": "gptq", "dynamic": {"+:.*\\.(?:[0-9]|1[0-9])\\..*": {}}, "ignore": ["re:.*layers\\.(1|2)\\..*"],
+    "modules_to_not_convert": ["model.layers.3.mlp", "layers.1", "*.4.mlp*"],
+}  # fmt: skip
+BASES["patterns"] = parts({**_LLAMA, "quantization_config": _PATTERNS})
+BASES["patterns"].others |= {
+    "quantize_config.json": to_tree(_PATTERNS),
+    "kv_cache_scales.json": to_tree({"kv_cache": {"scaling_factor": {"0": {str(i): i for i in range(N)}}}}),
+}
+
+
+def adapter(config: dict[str, Any], tensors: dict[str, tuple[str, list[int]]]) -> Parts:
+    header, data = shard(tensors)
+    file = "adapter_model.safetensors"
+    return Parts(to_tree(config), {file: header}, {file: data}, config_name="adapter_config.json")
+
+
+_LORA = {"peft_type": "LORA", "r": 2, "base_model_name_or_path": "base", "bias": "none"}
+_ON = {f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{side}.weight": ("F32", [2, 2])
+       for layer in range(N) for side in "AB"}  # fmt: skip
+ADAPTERS = {
+    "plain": adapter({**_LORA, "target_modules": ["q_proj"]}, _ON),
+    "chosen": adapter(
+        {**_LORA, "target_modules": ".*\\.layers\\.[0-4]\\.self_attn\\.q_proj", "modules_to_save": ["lm_head"],
+         "rank_pattern": {"layers.1.self_attn.q_proj": 4}, "exclude_modules": ["v_proj"], "layers_pattern": "layers"},
+        _ON),
+    "numbered": adapter(
+        {**_LORA, "target_modules": ["q_proj"], "layers_to_transform": [1, 2], "layers_pattern": ["layers"]},
+        {name: form for name, form in _ON.items() if ".1." in name or ".2." in name}),
+    "prefix": adapter({"peft_type": "PREFIX_TUNING", "num_layers": N, "token_dim": 2, "num_transformer_submodules": 1},
+                      {"prompt_embeddings": ("F32", [3, 4 * N])}),
+}  # fmt: skip
 
 # -- values ----------------------------------------------------------------------------------------------------------
 
@@ -146,7 +186,9 @@ _NAMES = (
     "model.layers.\u0663.norm.weight", "model.layers.9999999.w", "model.layers.999999.w", "model.layers.1.",
     "model.layers..1", "0.1.2", "layers.0",
     "h.3", ".0", "0", "lm_head.weight", "model.layers.1.norm.weight", "other.0.w", "model.layers." + "9" * 5000,
-    "layers.٣", "layers.001.q", "full_attention", "sliding_attention", "NaN", "5", "5.0",
+    "layers.٣", "layers.001.q", "re:(", "re:a{99999999999}", "+:[[a]", "layers.*", ".*\\.layers\\.(1|3)\\..*",
+    "re:" + "(" * 3000, "re:.*layers.1", "0-4", "0-2,2:identity", "0-99999", "LORA", "PREFIX_TUNING",
+    "full_attention", "sliding_attention", "NaN", "5", "5.0",
 )  # fmt: skip
 _LITERALS = (
     "NaN", "Infinity", "-Infinity", "1e999", "-0", "0.1e-400", "9" * 40, "9" * 5000, "-" + "9" * 4300, "9" * 4300,
@@ -163,6 +205,9 @@ _KEYS = sorted({
     "audio_config", "quantization_config", "architectures", "tie_word_embeddings", "hidden_size", "dtype",
     "torch_dtype", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size", "intermediate_size",
     "use_sliding_window", "sliding_window", "n_embd", "n_head", "n_inner", "n_positions", "attention_bias", "mlp_bias",
+    "peft_type", "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern",
+    "layer_replication", "rank_pattern", "alpha_pattern", "target_parameters", "adapter_layers", "token_dim", "plan",
+    "history", "stack", "base", "config_lists", "num_base_layers", "layers", "ignore", "dynamic", "extra_config",
     "num_kv_shared_layers", "num_nextn_predict_layers", "hidden_size_per_layer_input", "scale_depth", "encoder",
     "decoder", "weight_map", "metadata", "shape", "data_offsets",
 })  # fmt: skip
@@ -275,13 +320,16 @@ def edit_bytes(data: bytes, random: Random) -> bytes:
     return data[:place] + random.choice((more, b"")) + data[end:]
 
 
-def broken(random: Random) -> Parts:
-    """One of the bases after one to three edits of the config, of a header or of the index."""
-    result = copy.deepcopy(BASES[random.choice(sorted(BASES))])
+def broken(random: Random, bases: dict[str, Parts] = BASES) -> Parts:
+    """One of the bases after one to three edits of the config, of a header, of the index or of other JSON."""
+    result = copy.deepcopy(bases[random.choice(sorted(bases))])
     for _ in range(random.choice((1, 1, 1, 2, 3))):
-        part = random.choice(("config", "config", "config", "header", "index"))
+        part = random.choice(("config", "config", "config", "header", "index", "others"))
         if part == "index" and result.index is not None:
             result.index = edit_tree(result.index, random)
+        elif part == "others" and result.others:
+            name = random.choice(sorted(result.others))
+            result.others[name] = edit_tree(result.others[name], random)
         elif part == "header":
             name = random.choice(sorted(result.headers))
             result.headers[name] = edit_tree(result.headers[name], random)

@@ -24,8 +24,11 @@ class Finding:
     problem: str
     remedy: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "problem", readable(self.problem.replace("\n", "\\n")))
+
     def __str__(self) -> str:
-        return readable(f"{self.problem}; {self.remedy}".replace("\n", "\\n"))
+        return f"{self.problem}; {self.remedy}"
 
 
 def check_checkpoint(folder: str | os.PathLike[str]) -> list[Finding]:

@@ -110,7 +110,7 @@ def carry_metadata(metadata: Mapping[str, str], stack: Stack, plan: LayerPlan) -
         return {}
     try:
         names = json.loads(metadata[_DESCRIBED])
-    except ValueError:
+    except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(

@@ -8,6 +8,7 @@ stands, then rewritten at the layer's index, then spelt out as names, and the fi
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -45,7 +46,9 @@ def pattern(text: str, how: Callable[[re.Pattern[str], str], Any] = re.Pattern.m
 
 def _compiled(text: str) -> re.Pattern[str] | None:
     try:
-        return re.compile(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sets within sets, which may mean something else one day
+            return re.compile(text)
     except (re.error, OverflowError, RecursionError):
         return None
 
@@ -267,7 +270,7 @@ def _plain(selector: str, modules: Modules) -> list[str] | None:
     if not re.search(r"\d", selector):
         return [selector]
     last = re.escape(modules.stack.prefix.rpartition(".")[2])
-    match = re.fullmatch(rf"(?P<kind>re:|[+-]:)?(?P<head>.*?)(?<![\w]){last}(?P<dot>\\?\.)(?P<index>\d+)"
+    match = re.fullmatch(rf"(?P<kind>re:|[+-]:)?(?P<head>.*?)(?<![\w]){last}(?P<dot>\\?\.)(?P<index>[0-9]{{1,6}})"
                          rf"(?P<tail>(?:\\?\.|\$).*|)", selector)  # fmt: skip
     if match is None or (match["kind"] in ("+:", "-:") and not match["tail"]):
         return None

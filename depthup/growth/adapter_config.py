@@ -191,7 +191,14 @@ def _is_adapted(config: Mapping[str, Any], name: str) -> bool:
     stated = config.get("layers_pattern") or [r"[^.]*"]
     for container in [stated] if isinstance(stated, str) else stated:
         start = r".*?\." if container == r"[^.]*" else r"(?:^|.*?\.)"
-        if match := re.match(rf"{start}{container}\.(\d+)\.", name):
+        try:
+            match = re.match(rf"{start}{container}\.(\d+)\.", name)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise CheckpointError(
+                f"layers_pattern has '{shown(container)}', which is no regular expression: {error}",
+                next_step="correct it in adapter_config.json",
+            ) from error
+        if match:
             return int(match[1]) in (wanted if isinstance(wanted, list) else [wanted])
     return False
 
@@ -226,8 +233,8 @@ def _carried(config: Mapping[str, Any], modules: Modules) -> dict[str, Any]:
     for key, value in config.items():
         if key in _SELECTING:
             result[key] = _carried_selection(key, value, modules)
-        elif key == "target_svd_config" or (key.endswith("_pattern") and isinstance(value, dict)):
-            result[key] = carry_fields(value, modules, dict.fromkeys(value or {}), where=key, rule=_ranked)
+        elif (key == "target_svd_config" or key.endswith("_pattern")) and isinstance(value, dict):
+            result[key] = carry_fields(value, modules, dict.fromkeys(value), where=key, rule=_ranked)
         elif key not in _APART and isinstance(value, list | dict):
             result[key] = carry_fields(value, modules, {}, where=key, rule=general)
     wanted = config.get("layers_to_transform")

@@ -208,7 +208,11 @@ def _grown_layers(adapter: Checkpoint, stack: Stack, plan: LayerPlan) -> list[Mo
     layers: dict[int, dict[str, Tensor]] = {}
     moves: list[Move] = []
     for tensor in adapter.tensors.values():
-        if place := stack.split(tensor.name):
+        place = stack.split(tensor.name)
+        if place is not None and stack.name(*place) != tensor.name:
+            raise CheckpointError(f"the adapter has the tensor '{shown(tensor.name)}'",
+                                  next_step="give it another name")  # fmt: skip
+        if place is not None:
             layers.setdefault(place[0], {})[place[1]] = tensor
         else:
             moves.append(Move(tensor.name, tensor))
@@ -278,7 +282,7 @@ def _grown_caches(adapter: Checkpoint, plan: LayerPlan) -> list[Move]:
 
 
 def _rows(adapter: Checkpoint, tensor: Tensor, plan: LayerPlan) -> Iterator[Buffer]:
-    row = tensor.num_bytes // tensor.shape[0]
+    row = tensor.num_bytes // max(tensor.shape[0], 1)
     part = row // plan.num_base_layers
     with open(adapter.folder / tensor.shard, "rb") as file:
         file.seek(tensor.begin)

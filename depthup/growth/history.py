@@ -13,6 +13,8 @@ from ..errors import CheckpointError, PlanError
 from ..layers import LayerPlan
 from .manifest import MANIFEST_NAME
 
+_MAX_STEPS = 100  # surgeries, one after another, that made a model
+
 
 @dataclass(frozen=True)
 class Step:
@@ -39,7 +41,10 @@ def read_history(folder: str | os.PathLike[str]) -> tuple[Step, ...]:
         match read_object(path):
             case {"base": {"name": str(name)}, "stack": str(stack), "plan": plan, **rest}:
                 earlier: Any = rest.get("history", [])
-                steps = [Step(step["base"], step["stack"], LayerPlan.from_json(step["plan"])) for step in earlier]
+                if not isinstance(earlier, list) or len(earlier) > _MAX_STEPS:
+                    raise TypeError(f"at most {_MAX_STEPS}")
+                steps = [Step(str(step["base"]), str(step["stack"]), LayerPlan.from_json(step["plan"]))
+                         for step in earlier]  # fmt: skip
                 return (*steps, Step(name, stack, LayerPlan.from_json(plan)))
     except (CheckpointError, PlanError) as error:
         raise _unusable(path, error.problem) from error

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from ..errors import PlanError, nearest
-from ..layers import COPY, Init, LayerPlan
+from ..errors import PlanError, nearest, shown
+from ..layers import COPY, Init, LayerPlan, require_depth
 from .mergekit import TensorNames
 
 _KEYS = frozenset({
@@ -48,7 +48,7 @@ def read_mergekit(path: str | os.PathLike[str], names: TensorNames) -> Imported:
     """
     try:
         value = yaml.safe_load(Path(path).read_bytes())
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, yaml.YAMLError, RecursionError) as error:
         raise PlanError(f"{path} is no YAML file: {error}", next_step="see mergekit's own examples") from error
     return from_mergekit(value, names)
 
@@ -56,7 +56,7 @@ def read_mergekit(path: str | os.PathLike[str], names: TensorNames) -> Imported:
 def from_mergekit(value: Any, names: TensorNames) -> Imported:
     """:func:`read_mergekit` of what the YAML holds."""
     config = _mapping(_modern(value), _KEYS, "the file")
-    method = str(config.get("merge_method"))
+    method = shown(config.get("merge_method"))
     if method not in _STARTS:
         raise PlanError(
             f"merge_method '{method}' is no stack of the layers of one model",
@@ -76,6 +76,7 @@ def from_mergekit(value: Any, names: TensorNames) -> Imported:
     for part, held in zip(slices, sources, strict=True):
         scopes = (part.get("parameters"), module.get("parameters"), config.get("parameters"))
         base_model = part.get("base_model") or config.get("base_model")
+        require_depth(len(layers) + held[0].stop - held[0].start)
         lengths = {source.stop - source.start for source in held}
         if len(lengths) != 1:
             raise PlanError(f"the sources of one slice have {sorted(lengths)} layers", allowed="equal numbers")
@@ -206,7 +207,7 @@ def _modern(value: Any) -> Any:
         scale = {} if part.get("scale") is None else {"scale": {"filter": "down_proj", "value": part["scale"]}}
         source = {"model": part.get("model"), "layer_range": [part.get("start"), part.get("end")], "parameters": scale}
         slices.append({"sources": [source]})
-    others = {old.get(key) for key in ("embedding_source", "lm_head_source")} - {None}
+    others = {str(old[key]) for key in ("embedding_source", "lm_head_source") if old.get(key) is not None}
     extra = {"base_model": others.pop()} if len(others) == 1 else {}
     if others:
         raise PlanError("embeddings and head come from two models", allowed="one model")
@@ -224,7 +225,7 @@ def _source(value: Any, num_layers: int) -> _Source:
             )
         case _:
             raise PlanError(
-                f"a source is {str(entry)[:120]}", allowed="model: NAME and layer_range: [first, behind the last]"
+                f"a source is {shown(entry)}", allowed="model: NAME and layer_range: [first, behind the last]"
             )
     if not 0 <= start < stop <= num_layers:
         raise PlanError(
@@ -252,37 +253,40 @@ def _require_outside_unscaled(view: _View) -> None:
             raise PlanError(f"{name} is scaled, which is no layer", allowed="a scale of layers only, by filters")
 
 
-def _evaluate(setting: Any, name: str, t: float) -> float | None:
+def _evaluate(setting: Any, name: str, t: float, depth: int = 0) -> float | None:
     """A number, a gradient over the slice, or the first condition whose filter is a part of the name."""
+    if depth > 2:  # in YAML a list may hold itself
+        raise PlanError("a parameter has conditions within conditions", allowed="numbers, gradients, conditions")
     match setting:
         case [] | None:
             return None
         case {"value": value, **rest} if not rest.keys() - {"filter"}:
             part = rest.get("filter")
-            return _evaluate(value, name, t) if part in (None, "*") or str(part) in name else None
+            return _evaluate(value, name, t, depth + 1) if part in (None, "*") or str(part) in name else None
         case [*numbers] if not any(isinstance(number, dict) for number in numbers):
             low = min(int(t * (len(numbers) - 1)), max(len(numbers) - 2, 0))
             above = t * (len(numbers) - 1) - low
             ends = [_number(number) for number in numbers[low : low + 2]]
             return ends[0] if not above else (1 - above) * ends[0] + above * ends[1]
         case [*conditions]:
-            return next((found for one in conditions if (found := _evaluate(one, name, t)) is not None), None)
+            return next((found for one in conditions if (found := _evaluate(one, name, t, depth + 1)) is not None),
+                        None)  # fmt: skip
     return _number(setting)
 
 
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
-        raise PlanError(f"'{str(value)[:80]}' is no number, no gradient and no condition with a filter") from None
+    except (TypeError, ValueError, OverflowError):
+        raise PlanError(f"'{shown(value)}' is no number, no gradient and no condition with a filter") from None
 
 
 def _mapping(value: Any, keys: Iterable[str], where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise PlanError(f"{where}: {str(value)[:80]} is no mapping", allowed=", ".join(sorted(keys)))
+        raise PlanError(f"{where}: {shown(value)} is no mapping", allowed=", ".join(sorted(keys)))
     for key in value:
         if key not in keys:
-            raise PlanError(f"{where}: depthup does not know '{key}'{nearest(str(key), keys)}",
+            raise PlanError(f"{where}: depthup does not know '{shown(key)}'{nearest(shown(key), keys)}",
                             allowed=", ".join(sorted(keys)))  # fmt: skip
     return value
 
@@ -290,5 +294,5 @@ def _mapping(value: Any, keys: Iterable[str], where: str) -> dict[str, Any]:
 def _list(value: Mapping[str, Any], key: str) -> list[Any]:
     held = value.get(key)
     if not isinstance(held, list) or not held:
-        raise PlanError(f"there is no list of {key}: {str(held)[:80]}", allowed="a stack of slices of one model")
+        raise PlanError(f"there is no list of {key}: {shown(held)}", allowed="a stack of slices of one model")
     return held

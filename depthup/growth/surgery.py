@@ -307,7 +307,7 @@ def publish_surgery(
     """
     refuse_existing(out)
     is_remote = surgery.base.remote is not None
-    states = [path.stat() for path in partial_path(out).glob("*.safetensors")] if resume else []
+    states = [path.lstat() for path in partial_path(out).glob("*.safetensors")] if resume else []
     present = sum(state.st_size for state in states if state.st_nlink == 1)
     if is_remote:  # its files are full of holes
         present = allocated_bytes(partial_path(out))

@@ -29,8 +29,10 @@ from depthup.checkpoint.reader import INDEX_NAME, SINGLE_NAME, open_checkpoint, 
 from depthup.cli import main
 from depthup.errors import CheckpointError, DepthupError
 from depthup.files import partial_path
+from depthup.growth.adapters import WEIGHTS_NAME as ADAPTER
+from depthup.growth.adapters import grow_adapter
 from depthup.growth.surgery import upscale
-from depthup.layers import LayerPlan
+from depthup.layers import INITS, LayerPlan
 
 NUM_CASES = int(os.environ.get("DEPTHUP_FUZZ_EXAMPLES", "0"))
 SEED = int(os.environ.get("DEPTHUP_FUZZ_SEED", "0"))
@@ -79,11 +81,9 @@ def watch(event: str, arguments: tuple[Any, ...]) -> None:
         written = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         watched.append(("write" if written else "read", os.path.abspath(os.fsdecode(arguments[0]))))
     elif event in WRITES:
-        watched.extend(
-            ("write", os.path.abspath(os.fsdecode(path)))
-            for path in arguments[: 1 + (event == "os.rename")]
-            if isinstance(path, (str, bytes))
-        )
+        made = {"os.rename": arguments[:2], "os.link": arguments[1:2], "os.symlink": arguments[1:2]}
+        paths = [path for path in made.get(event, arguments[:1]) if isinstance(path, (str, bytes))]
+        watched.extend(("write", os.path.abspath(os.fsdecode(path))) for path in paths)
 
 
 class Scratch:
@@ -146,7 +146,11 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scratch]:
     sys.addaudithook(watch)  # for good: a hook cannot be taken away
     made = Scratch(tmp_path_factory.mktemp("fuzz"))
     made.fill(mutations.BASES["one file"])
-    command(["upscale", str(made.base), str(made.out), "--remove", "1"])  # imports what is imported late
+    for kind in INITS:  # imports what is imported late
+        command(["upscale", str(made.base), str(made.out), "--layers", f"0-2,2:{kind},3-4", "--dry-run"])
+        with contextlib.suppress(DepthupError):
+            upscale(made.base, made.out, LayerPlan.parse(f"0-2,2:{kind},3-4", 5))
+            shutil.rmtree(made.out.parent)
     yield made
     patch.undo()
     print(f"{dict(made.counts)}, at most {made.peak:,} bytes of memory")
@@ -210,7 +214,7 @@ def expected(base: dict[str, Any], prefix: str, plan: LayerPlan) -> dict[str, An
 
 def assert_right(scratch: Scratch, prefix: str, plan: LayerPlan, clean: bool) -> None:
     opened = open_checkpoint(scratch.out)
-    if scratch.plain:
+    if scratch.plain and all(init.kind in ("copy", "identity") for init in plan.inits):
         assert raw(scratch.out) == expected(raw(scratch.base), prefix, plan)
     assert find_stack(opened.tensors, opened.config, prefix).num_layers == plan.num_target_layers
     if clean:
@@ -246,7 +250,8 @@ def through_the_library(scratch: Scratch, random: Random) -> None:
 
 
 def random_plan(num_layers: int, random: Random) -> LayerPlan:
-    text = random.choice((None, None, None, "0-1,1,0", "1,0", "3", "0-2,2:identity,3-4"))
+    kind = random.choice(sorted(INITS))
+    text = random.choice((None, None, None, "0-1,1,0", "1,0", "3", "0-2,2:identity,3-4", f"0-2,2:{kind},3-4"))
     return LayerPlan.parse(text, num_layers) if text else LayerPlan.upscale(num_layers, random.choice((0, 1, 1, 2, 3)))
 
 
@@ -259,7 +264,7 @@ def broken(scratch: Scratch, random: Random) -> None:
 
 
 def test_a_broken_checkpoint_is_one_clear_error_or_is_carried_exactly(scratch: Scratch) -> None:
-    run(scratch, broken, 400)
+    run(scratch, broken, 250)
     assert scratch.counts["written"] and scratch.counts["refused"] and scratch.counts["not opened"]
 
 
@@ -276,7 +281,7 @@ def damaged(scratch: Scratch, random: Random) -> None:
 
 
 def test_a_file_of_damaged_or_random_bytes_is_one_clear_error(scratch: Scratch) -> None:
-    run(scratch, damaged, 200)
+    run(scratch, damaged, 150)
 
 
 COMMANDS = (
@@ -284,6 +289,9 @@ COMMANDS = (
     ("upscale", "{base}", "{out}", "--remove", "1"), ("upscale", "{base}", "{out}", "--layers", "0,0,1", "--dry-run"),
     ("upscale", "{base}", "{out}", "--target-layers", "8", "--config-list", "rope_scaling=keep"),
     ("upscale", "{base}", "{out}", "--preset", "solar", "--stack", "model.layers"),
+    ("upscale", "{base}", "{out}", "--remove", "1", "--link", "--digests"), ("layers", "{base}", "--undo"),
+    ("upscale", "{base}", "{out}", "--undo"), ("check", "{base}", "--against", "{base}"),
+    ("check", "{base}", "--against", "{base}", "--layers", "0-4"),
 )  # fmt: skip
 
 
@@ -298,8 +306,10 @@ def commanded(scratch: Scratch, random: Random) -> None:
         places = {"base": scratch.base, "out": scratch.out}
         status, said, complaint = command([verb, *(argument.format(**places) for argument in arguments)])
     scratch.counts[f"{verb} {status}"] += 1
-    if verb == "check":
+    if verb == "check" and "--against" not in arguments:
         assert status == bool(check_checkpoint(scratch.base)) and not complaint
+    elif verb == "check":
+        assert status in (0, 1, 2)
     else:
         assert status in (0, 2) and (status == 2 or said)
     assert scratch.out.exists() == (verb == "upscale" and status == 0 and "--dry-run" not in arguments)
@@ -307,7 +317,28 @@ def commanded(scratch: Scratch, random: Random) -> None:
 
 
 def test_on_the_command_line_a_broken_checkpoint_is_one_message_and_status_2(scratch: Scratch) -> None:
-    run(scratch, commanded, 150)
+    run(scratch, commanded, 100)
+
+
+def adapted(scratch: Scratch, random: Random) -> None:
+    scratch.fill(mutations.broken(random, mutations.ADAPTERS))
+    plan = random.choice((LayerPlan.upscale(5, 1), LayerPlan.parse("0-2,2:identity,3-4", 5)))
+    with watching(scratch):
+        if random.random() < 0.5:
+            done = not isinstance(attempt(grow_adapter, scratch.base, scratch.out, plan), DepthupError)
+        else:
+            more = random.choice(([], ["--base-layers", "5"], ["--base-model", "x"]))
+            done = command(["upscale", str(scratch.base), str(scratch.out), "--layers", plan.text, *more])[0] == 0
+    scratch.counts["adapter " + ("grown" if done else "refused")] += 1
+    assert scratch.out.exists() == done and scratch.out.parent.exists() == done
+    if done:
+        theirs = [safetensors.deserialize((folder / ADAPTER).read_bytes()) for folder in (scratch.base, scratch.out)]
+        held = [{bytes(info["data"]) for _, info in found} for found in theirs]
+        assert {data for data in held[1] if any(data)} <= held[0] or "prompt_embeddings" in dict(theirs[0])
+
+
+def test_a_broken_adapter_is_one_clear_error_or_grows(scratch: Scratch) -> None:
+    run(scratch, adapted, 150)
 
 
 def beheaded(scratch: Scratch, random: Random) -> None:

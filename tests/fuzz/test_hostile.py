@@ -201,19 +201,19 @@ def layers(num_layers: int) -> list[str]:
     return [f"a.{layer}.w" for layer in range(num_layers)]
 
 
-MANY = layers(600)
-DEPTH = {"num_hidden_layers": 600}
+MANY = layers(300)
+DEPTH = {"num_hidden_layers": 300}
 PARTS = {f"vision{i}_config": {"num_layers": 1, "model_type": "x"} for i in range(2000)}
 BOMBS: dict[str, tuple[list[str], object]] = {
     "depth of a billion": (layers(5), {"num_hidden_layers": 10**9}),
     "as many layers as a file can name": (layers(1700), {"num_hidden_layers": 1700}),
-    "many layers of as many kinds": (MANY, {**DEPTH, "layer_types": list(range(600))}),
-    "a cycle of kinds": (MANY, {**DEPTH, "block_types": ["x"] * 599}),
+    "many layers of as many kinds": (MANY, {**DEPTH, "layer_types": list(range(300))}),
+    "a cycle of kinds": (MANY, {**DEPTH, "block_types": ["x"] * 299}),
     "many special layers": (MANY, {**DEPTH, "mlp_only_layers": list(range(-15_000, 0))}),
     "many tapped layers": (MANY, {**DEPTH, "out_indices": [1] * 30_000}),
     "a period that no plan keeps": (MANY, {**DEPTH, "decoder_sparse_step": 7}),
     "many quantised names": (MANY, {**DEPTH, "quantization_config": ["a.1"] * 12_000}),
-    "a table of layers": (MANY, {**DEPTH, "per_layer_config": {str(i): {} for i in range(600)}}),
+    "a table of layers": (MANY, {**DEPTH, "per_layer_config": {str(i): {} for i in range(300)}}),
     "many stacks": ([f"visual{i}.0.w" for i in range(1500)], PARTS),
     "many nameless stacks": ([f"c{i}.0.w" for i in range(1500)], PARTS),
     "stacks of one depth": ([f"c{i}.0.w" for i in range(400)], {"num_layers": 1}),

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
+from pathlib import Path
+from random import Random
 from typing import Any
 
+import mutations
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthup.errors import PlanError
+from depthup.growth.mergekit import tensor_names
+from depthup.growth.mergekit_import import from_mergekit, read_mergekit
 from depthup.layers import INITS, MAX_LAYERS, Init, LayerPlan
 from depthup.presets import PRESETS, make_plan
 
@@ -79,6 +86,74 @@ def test_json_nested_without_end_is_no_plan() -> None:
 def test_any_numbers_are_a_plan_that_reads_back_or_are_refused(num_layers, way, number, preset) -> None:
     if plan := plan_or_refusal(make_plan, num_layers, **{way: preset if way == "preset" else number}):
         assert_reads_back(plan)
+
+
+@given(name=st.sampled_from([*PRESETS, "no-such"]), numbers=st.text("0123456789-, ()", max_size=8),
+       more=st.sampled_from(["", " then solar", " then ", " then then", "\x1b[2J"]), num_layers=NUMBER)  # fmt: skip
+@fuzz(150)
+def test_any_preset_is_a_plan_that_reads_back_or_is_refused(
+    name: str, numbers: str, more: str, num_layers: int
+) -> None:
+    for text in (f"{name}({numbers}){more}", f"{name}{numbers}{more}"):
+        if plan := plan_or_refusal(make_plan, num_layers, preset=text):
+            assert_reads_back(plan)
+
+
+SOURCE = {"model": "a", "layer_range": [0, 3]}
+MERGEKIT = {"merge_method": "passthrough", "slices": [{"sources": [SOURCE]}, {"sources": [{**SOURCE}]}]}
+YAML = {
+    "a list that holds itself": "slices: &a [*a]\nmerge_method: passthrough",
+    "a condition that holds itself": "merge_method: passthrough\nparameters: {scale: &a [{value: *a}]}\n"
+    "slices: [{sources: [{model: a, layer_range: [0, 3]}]}]",
+    "a parameter of many conditions": "merge_method: passthrough\nparameters:\n  scale: &a\n"
+    + "".join(f"  - value: &b{i} [{{value: {f'*b{i - 1}' if i else 1}}}, {{value: 1}}]\n" for i in range(60))
+    + "slices: [{sources: [{model: a, layer_range: [0, 3]}]}]",
+    "a billion laughs": "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)),
+    "a billion laughs as slices": "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+    + "slices: *a11\nmerge_method: passthrough",
+    "more layers than memory": "merge_method: passthrough\n"
+    "s: &s {sources: [{model: a, layer_range: [0, 9]}]}\nslices: ["
+    + ", ".join(["*s"] * 20_000) + "]",
+    "nested without end": "[" * 5000,
+    "a date that is none": "!!timestamp x",
+    "a number of 5000 digits": "slices: " + "9" * 5000,
+    "a python object": "!!python/object/apply:os.system [ls]",
+    "a binary that is none": "!!binary é",
+    "an empty number": "!!int ''",
+    "another truth": "!!bool maybe",
+    "no text": "\x00\x01",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", YAML)
+def test_a_hostile_file_of_mergekit_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "a.yaml").write_text(YAML[kind])
+    names = tensor_names(9)
+    tracemalloc.start()
+    assert plan_or_refusal(lambda: read_mergekit(tmp_path / "a.yaml", names).plan) is None
+    assert tracemalloc.get_traced_memory()[1] < 64_000_000
+    tracemalloc.stop()
+
+
+def test_any_file_of_mergekit_is_a_plan_or_is_refused() -> None:
+    names = tensor_names(9)
+    for number in range(NUM_CASES or 300):
+        drawn = Random(f"mergekit {number}")
+        tree = mutations.to_tree(MERGEKIT)
+        for _ in range(drawn.randint(1, 3)):
+            tree = mutations.edit_tree(tree, drawn)
+        value = plain(tree)
+        if plan := plan_or_refusal(lambda value=value: from_mergekit(value, names).plan):
+            assert_reads_back(plan)
+
+
+def plain(tree: Any) -> Any:
+    """A tree with objects as dicts, and what is no JSON as text."""
+    if isinstance(tree, mutations.Pairs):
+        return {key: plain(value) for key, value in tree}
+    return [plain(item) for item in tree] if isinstance(tree, list) else tree
 
 
 @given(kind=st.sampled_from([*sorted(INITS), "x" * 300]), numbers=st.lists(st.floats(), max_size=3).map(tuple))

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -411,93 +408,10 @@ def test_the_space_asked_for_is_the_space_used(base, tmp_path: Path, monkeypatch
     assert 0 <= written - asked[0] < 10_000  # config and manifest are not counted
 
 
-@pytest.mark.parametrize("max_shard_bytes", [1 << 40, 50_000])
-def test_a_disk_that_fills_in_the_middle_is_one_clear_error_and_leaves_nothing(
-    base, tmp_path: Path, monkeypatch, max_shard_bytes: int
-) -> None:
-    real, calls = os.copy_file_range, []
-
-    def fills(*args: int, **options: int) -> int:
-        calls.append(args)
-        if len(calls) > 1:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(*args, **options)
-
-    monkeypatch.setattr(os, "copy_file_range", fills)
-    with pytest.raises(OutputError, match=r"disk of .* is full[\s\S]*next: free space"):
-        upscale(base(), tmp_path / "out", LayerPlan.upscale(N, 2), max_shard_bytes=max_shard_bytes)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_disk_that_turns_out_full_at_the_sync_is_the_same_error(base, tmp_path: Path, monkeypatch) -> None:
-    def full(path: Path) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("depthup.checkpoint.writer.sync_file", full)
-    with pytest.raises(OutputError, match="is full"):
-        upscale(base(), tmp_path / "out", LayerPlan.upscale(N, 2))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_interrupt_in_the_middle_leaves_nothing(base, tmp_path: Path) -> None:
-    reported = []
-
-    def interrupt(num_bytes: int) -> None:
-        reported.append(num_bytes)
-        if len(reported) == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        upscale(base(), tmp_path / "out", LayerPlan.upscale(N, 2), max_shard_bytes=50_000, progress=interrupt)
-    assert len(reported) == 3 and list(tmp_path.iterdir()) == []
-
-
 def test_progress_adds_up_to_all_bytes(base, tmp_path: Path) -> None:
     reported: list[int] = []
     surgery = upscale(base(), tmp_path / "out", LayerPlan.upscale(N, 2), progress=reported.append)
     assert sum(reported) == surgery.num_bytes
-
-
-# -- other processes -------------------------------------------------------------------------------------------------
-
-SLOW = """
-import sys, time
-from depthup.growth.surgery import upscale
-from depthup.layers import LayerPlan
-plan = LayerPlan.upscale(7, 2)
-upscale(sys.argv[1], sys.argv[2], plan, max_shard_bytes=20_000, progress=lambda n: time.sleep({pause}))
-"""
-
-
-def start_slow(folder: Path, out: Path, pause: float) -> subprocess.Popen:
-    child = subprocess.Popen([sys.executable, "-c", SLOW.format(pause=pause), str(folder), str(out)])
-    end = time.monotonic() + 60
-    while len(list(files.partial_path(out).glob("*.safetensors"))) < 2:
-        if child.poll() is not None or time.monotonic() > end:
-            child.kill()
-            raise AssertionError("the child wrote no two shards")
-        time.sleep(0.005)
-    return child
-
-
-def test_a_killed_surgery_leaves_no_output_and_a_new_one_gives_the_same_bytes(base, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    child = start_slow(base(), out, pause=0.2)
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    assert not out.exists() and files.partial_path(out).exists()
-    upscale(base(), out, LayerPlan.upscale(N, 2), max_shard_bytes=20_000)
-    upscale(base(), tmp_path / "never killed", LayerPlan.upscale(N, 2), max_shard_bytes=20_000)
-    assert digest(out) == digest(tmp_path / "never killed") and not files.partial_path(out).exists()
-
-
-def test_of_two_surgeries_at_once_one_is_refused_and_the_other_ends_whole(base, target, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    child = start_slow(base(), out, pause=0.05)
-    with pytest.raises(OutputError, match=r"another process is writing .*out[\s\S]*next: wait"):
-        upscale(base(), out, LayerPlan.upscale(N, 2))
-    assert child.wait(timeout=60) == 0
-    assert pico.raw(out) == pico.raw(target("llama", 2))
 
 
 MEASURED = """
