@@ -478,3 +478,50 @@ def square_with_trimap(model: PreTrainedModel) -> Inputs:
 def two_squares(model: PreTrainedModel) -> Inputs:
     """Two images to match [1, 2, 3, 64, 64]."""
     return {"pixel_values": _noise(1, 2, 3, 64, 64)}
+
+
+def gemma4(model: PreTrainedModel) -> Inputs:
+    """Token ids with the places of an image and of a sound, patches with their places, and mel features."""
+    config: Any = model.config
+    places = torch.cartesian_prod(torch.arange(6), torch.arange(6)).expand(2, 36, 2)
+    seen = _pictured(model, {"pixel_values": _noise(2, 36, 3 * config.vision_config.patch_size**2),
+                             "image_position_ids": places})  # fmt: skip
+    mels = {"input_features": _noise(2, 64, 128), "input_features_mask": torch.ones(2, 64, dtype=torch.bool)}
+    both = _heard(model, mels)
+    kinds = (seen["input_ids"] == _token(model, "image")).long()
+    ids = torch.cat([seen["input_ids"], both["input_ids"]], dim=1)
+    kinds = torch.cat([kinds, 3 * (both["input_ids"] == _token(model, "audio")).long()], dim=1)
+    return {**seen, **both, "input_ids": ids, "mm_token_type_ids": kinds}
+
+
+def seen_and_heard(model: PreTrainedModel) -> Inputs:
+    """Token ids with the places of an image and of a sound, patches in a row, and mel features."""
+    config: Any = model.config.audio_config
+    seen = pictured_grid(model)
+    frames = 2 * config.n_window
+    heard = _placed(_token(model, "audio"), torch.zeros(2, frames // 4, 1), {})
+    return {**seen, "input_ids": torch.cat([seen["input_ids"], heard["input_ids"]], dim=1),
+            "input_features": _noise(2, config.num_mel_bins, frames),
+            "feature_attention_mask": torch.ones(2, frames).long()}  # fmt: skip
+
+
+def molmo(model: PreTrainedModel) -> Inputs:
+    """Token ids with the places of an image, its patches in one crop, and which of them are put together."""
+    config: Any = model.config.vision_config
+    pool = torch.arange(16).view(4, 4).repeat(2, 1)
+    parts = {"pixel_values": _noise(2, 16, 3 * config.patch_size**2), "image_token_pooling": pool,
+             "image_grids": torch.tensor([[2, 2, 0, 0]] * 2), "image_num_crops": torch.tensor([1, 1])}  # fmt: skip
+    num_crops = parts.pop("image_num_crops")
+    return {**_pictured(model, parts), "image_num_crops": num_crops}
+
+
+def pictured_targets(model: PreTrainedModel) -> Inputs:
+    """As :func:`pictured`, all images in one row of patches, with their heights and widths."""
+    side = model.config.vision_config.patch_size
+    return _pictured(model, {"pixel_values": _noise(1, 3, side, 32 * side), "target_sizes": torch.tensor([[4, 4]] * 2)})
+
+
+def pictured_tile_mask(model: PreTrainedModel) -> Inputs:
+    """As :func:`pictured_one_tile`, and which tiles are real."""
+    return _pictured(model, {"pixel_values": image(model)["pixel_values"][:, None],
+                             "pixel_attention_mask": torch.ones(2, 1, dtype=torch.bool)})  # fmt: skip
