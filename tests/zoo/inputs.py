@@ -525,3 +525,29 @@ def pictured_tile_mask(model: PreTrainedModel) -> Inputs:
     """As :func:`pictured_one_tile`, and which tiles are real."""
     return _pictured(model, {"pixel_values": image(model)["pixel_values"][:, None],
                              "pixel_attention_mask": torch.ones(2, 1, dtype=torch.bool)})  # fmt: skip
+
+
+def codes(model: PreTrainedModel) -> Inputs:
+    """Codes of sound [2, 12, codebooks]."""
+    return {"input_ids": _tokens(12 * model.config.num_codebooks, below=300).view(2, 12, -1)}
+
+
+def codes_and_text(model: PreTrainedModel) -> Inputs:
+    """Text, then codes of sound [2, 12, 1 + codebooks]."""
+    return {"input_ids": _tokens(12 * (model.config.num_codebooks + 1), below=15).view(2, 12, -1)}
+
+
+def sound(model: PreTrainedModel) -> Inputs:
+    """Samples of one channel [2, 1, 1920]."""
+    return {"input_values": _noise(2, 1, 1920)}
+
+
+def dia(model: PreTrainedModel) -> Inputs:
+    """Token ids, and the codes of all channels so far [2, 12, channels]."""
+    channels = model.config.decoder_config.num_channels
+    return {**text(model), "decoder_input_ids": _tokens(12 * channels, below=300).view(2, 12, channels)}
+
+
+def clvp(model: PreTrainedModel) -> Inputs:
+    """Token ids, and mel features [2, bins, frames]."""
+    return {"input_ids": _tokens(12), "input_features": _noise(2, model.config.decoder_config.feature_size, 40)}
