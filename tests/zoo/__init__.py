@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 # The modules of this package that hold a table ``SPECIMENS``.
-TABLES = ("decoders", "encoders", "seq2seq", "speech", "vision", "multimodal", "detectors", "others")
+TABLES = ("decoders", "encoders", "seq2seq", "speech", "vision", "multimodal", "wide", "talkers", "detectors", "others")
 
 
 @dataclass(frozen=True)

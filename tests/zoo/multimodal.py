@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import Specimen, inputs
+from . import Specimen, inputs, placed
 from .shrink import row
 
 
@@ -15,13 +15,13 @@ def _seeing(
 
     ``text`` and ``vision`` are words that the prefixes hold, or the whole prefixes.
     """
-    how = {"model": model, "inputs": inputs.pictured, "generates": False, **how}
+    how = {"model": model, "inputs": placed.pictured, "generates": False, **how}
     named = {"text": text, "vision": vision}
     return [row(f"{family}/{stack}", model_type or family, stack=prefix, **how) for stack, prefix in named.items()]
 
 
 def _seeing_grid(family: str, model: str, model_type: str | None = None, **how: Any) -> list[Specimen]:
-    return _seeing(family, model, model_type, **{"inputs": inputs.pictured_grid, **how})
+    return _seeing(family, model, model_type, **{"inputs": placed.pictured_grid, **how})
 
 
 _MLLAMA: dict[str, Any] = {"attention_heads": 4, "num_global_layers": 5, "intermediate_layers_indices": [1, 3, 5],
@@ -40,7 +40,7 @@ _ROPE: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta
 
 def _hearing(family: str, model: str, audio: str, model_type: str | None = None, **how: Any) -> list[Specimen]:
     """A language model with an encoder of sound, whose layers stand at ``audio``, twice."""
-    how = {"model": model, "inputs": inputs.heard, "generates": False, **how}
+    how = {"model": model, "inputs": placed.heard, "generates": False, **how}
     named = {"text": "text", "audio": audio}
     return [row(f"{family}/{stack}", model_type or family, stack=prefix, **how) for stack, prefix in named.items()]
 
@@ -52,8 +52,8 @@ SPECIMENS = [
     *_seeing("deepseek_vl", "DeepseekVLForConditionalGeneration"),
     *_seeing("gemma3", "Gemma3ForConditionalGeneration", mm_tokens_per_image=4),
     *_seeing("got_ocr2", "GotOcr2ForConditionalGeneration"),
-    *_seeing("idefics2", "Idefics2ForConditionalGeneration", inputs=inputs.pictured_one_tile),
-    *_seeing("idefics3", "Idefics3ForConditionalGeneration", inputs=inputs.pictured_one_tile),
+    *_seeing("idefics2", "Idefics2ForConditionalGeneration", inputs=placed.pictured_one_tile),
+    *_seeing("idefics3", "Idefics3ForConditionalGeneration", inputs=placed.pictured_one_tile),
     *_seeing("internvl", "InternVLForConditionalGeneration", vision_config=_SMALL),
     *_seeing(
         "janus",
@@ -63,84 +63,84 @@ SPECIMENS = [
     ),
     *_seeing("llama4", "Llama4ForConditionalGeneration", vision_config=_LLAMA4),
     *_seeing("llava", "LlavaForConditionalGeneration"),
-    *_seeing("llava_next", "LlavaNextForConditionalGeneration", **_TILES, inputs=inputs.pictured_tiles),
-    *_seeing("llava_next_video", "LlavaNextVideoForConditionalGeneration", **_TILES, inputs=inputs.pictured_tiles),
-    *_seeing("llava_onevision", "LlavaOnevisionForConditionalGeneration", **_TILES, inputs=inputs.pictured_tiles),
-    *_seeing("lighton_ocr", "LightOnOcrForConditionalGeneration", inputs=inputs.pictured_sized),
-    *_seeing("mistral3", "Mistral3ForConditionalGeneration", inputs=inputs.pictured_sized),
-    *_seeing("mistral_large4", "MistralLarge4ForConditionalGeneration", text="layers", inputs=inputs.pictured_sized),
+    *_seeing("llava_next", "LlavaNextForConditionalGeneration", **_TILES, inputs=placed.pictured_tiles),
+    *_seeing("llava_next_video", "LlavaNextVideoForConditionalGeneration", **_TILES, inputs=placed.pictured_tiles),
+    *_seeing("llava_onevision", "LlavaOnevisionForConditionalGeneration", **_TILES, inputs=placed.pictured_tiles),
+    *_seeing("lighton_ocr", "LightOnOcrForConditionalGeneration", inputs=placed.pictured_sized),
+    *_seeing("mistral3", "Mistral3ForConditionalGeneration", inputs=placed.pictured_sized),
+    *_seeing("mistral_large4", "MistralLarge4ForConditionalGeneration", text="layers", inputs=placed.pictured_sized),
     *_seeing("ovis2", "Ovis2ForConditionalGeneration"),
     *_seeing("paligemma", "PaliGemmaForConditionalGeneration"),
     *_seeing("qianfan_ocr", "QianfanOCRForConditionalGeneration", vision_config=_SMALL),
     *_seeing(
         "shieldgemma2", "ShieldGemma2ForImageClassification", mm_tokens_per_image=4, yes_token_index=5, no_token_index=6
     ),
-    *_seeing("smolvlm", "SmolVLMForConditionalGeneration", inputs=inputs.pictured_one_tile),
+    *_seeing("smolvlm", "SmolVLMForConditionalGeneration", inputs=placed.pictured_one_tile),
     *_seeing("video_llava", "VideoLlavaForConditionalGeneration"),
     *_seeing("vipllava", "VipLlavaForConditionalGeneration", vision_feature_layer=[-2, -4, 2]),
     *_seeing_grid(
         "cohere_compass",
         "CohereCompassForConditionalGeneration",
-        inputs=inputs.pictured_kinds,
+        inputs=placed.pictured_kinds,
         **_DEEP,
         text_config={"rope_parameters": {"full_attention": _ROPE["rope_parameters"]}},
     ),
     *_seeing_grid(
         "ernie4_5_vl_moe",
         "Ernie4_5_VLMoeForConditionalGeneration",
-        inputs=inputs.pictured_kinds,
+        inputs=placed.pictured_kinds,
         text_config={
             "moe_intermediate_size": [16, 16],
             "rope_parameters": {**_ROPE["rope_parameters"], "mrope_section": [1, 1, 2]},
         },
     ),
     *_seeing_grid("exaone4_5", "Exaone4_5_ForConditionalGeneration", vision_config=_WINDOWS),
-    *_seeing_grid("glm46v", "Glm46VForConditionalGeneration", inputs=inputs.pictured_kinds, text_config=_ROPE),
-    *_seeing_grid("glm4v", "Glm4vForConditionalGeneration", inputs=inputs.pictured_kinds, text_config=_ROPE),
+    *_seeing_grid("glm46v", "Glm46VForConditionalGeneration", inputs=placed.pictured_kinds, text_config=_ROPE),
+    *_seeing_grid("glm4v", "Glm4vForConditionalGeneration", inputs=placed.pictured_kinds, text_config=_ROPE),
     *_seeing_grid(
         "glm4v_moe",
         "Glm4vMoeForConditionalGeneration",
-        inputs=inputs.pictured_kinds,
+        inputs=placed.pictured_kinds,
         text_config={"rope_parameters": {**_ROPE["rope_parameters"], "partial_rotary_factor": 1.0}},
     ),
     *_seeing_grid(
-        "glm5_next", "Glm5NextForConditionalGeneration", inputs=inputs.pictured_kinds, text_config={"index_topk": 16}
+        "glm5_next", "Glm5NextForConditionalGeneration", inputs=placed.pictured_kinds, text_config={"index_topk": 16}
     ),
-    *_seeing_grid("glm_ocr", "GlmOcrForConditionalGeneration", inputs=inputs.pictured_kinds, text_config=_ROPE),
+    *_seeing_grid("glm_ocr", "GlmOcrForConditionalGeneration", inputs=placed.pictured_kinds, text_config=_ROPE),
     *_seeing_grid(
         "hunyuan_vl",
         "HunYuanVLForConditionalGeneration",
         vision="vit.layers",
-        inputs=inputs.pictured_kinds,
+        inputs=placed.pictured_kinds,
         text_config={"head_dim": 8, **_ROPE},
     ),
     *_seeing_grid("hyperclovax_vision_v2", "HyperCLOVAXVisionV2ForConditionalGeneration", vision_config=_WINDOWS),
     *_seeing_grid(
-        "inkling2", "Inkling2ForConditionalGeneration", text="model.llm.layers", inputs=inputs.pictured_blocks
+        "inkling2", "Inkling2ForConditionalGeneration", text="model.llm.layers", inputs=placed.pictured_blocks
     ),
     *_seeing_grid(
-        "kimi_k25", "Kimi_K25ForConditionalGeneration", inputs=inputs.pictured_squares, projection_hidden_size=32
+        "kimi_k25", "Kimi_K25ForConditionalGeneration", inputs=placed.pictured_squares, projection_hidden_size=32
     ),
     *_seeing_grid("lfm3_vl", "Lfm3VlForConditionalGeneration"),
     *_seeing_grid("minimax_m3_vl", "MiniMaxM3SparseForConditionalGeneration"),
     *_seeing_grid("muse_glimmer", "MuseGlimmerForConditionalGeneration", out_hidden_size=128),
     *_seeing_grid(
-        "paddleocr_vl", "PaddleOCRVLForConditionalGeneration", inputs=inputs.pictured_squares_kinds, text_config=_ROPE
+        "paddleocr_vl", "PaddleOCRVLForConditionalGeneration", inputs=placed.pictured_squares_kinds, text_config=_ROPE
     ),
     *_seeing_grid(
         "qwen2_5_vl",
         "Qwen2_5_VLForConditionalGeneration",
-        inputs=inputs.pictured_kinds,
+        inputs=placed.pictured_kinds,
         vision_config=_WINDOWS,
         text_config=_ROPE,
     ),
-    *_seeing_grid("qwen2_vl", "Qwen2VLForConditionalGeneration", inputs=inputs.pictured_kinds, text_config=_ROPE),
-    *_seeing_grid("qwen3_5", "Qwen3_5ForConditionalGeneration", inputs=inputs.pictured_kinds),
-    *_seeing_grid("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", inputs=inputs.pictured_kinds),
-    *_seeing_grid("qwen3_vl", "Qwen3VLForConditionalGeneration", inputs=inputs.pictured_kinds, **_DEEP),
-    *_seeing_grid("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", inputs=inputs.pictured_kinds, **_DEEP),
-    *_seeing_grid("qwen4_exp", "Qwen4ExpForConditionalGeneration", inputs=inputs.pictured_kinds, text_config=_QWEN4),
-    *_seeing_grid("video_llama_3", "VideoLlama3ForConditionalGeneration", inputs=inputs.pictured_merged),
+    *_seeing_grid("qwen2_vl", "Qwen2VLForConditionalGeneration", inputs=placed.pictured_kinds, text_config=_ROPE),
+    *_seeing_grid("qwen3_5", "Qwen3_5ForConditionalGeneration", inputs=placed.pictured_kinds),
+    *_seeing_grid("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", inputs=placed.pictured_kinds),
+    *_seeing_grid("qwen3_vl", "Qwen3VLForConditionalGeneration", inputs=placed.pictured_kinds, **_DEEP),
+    *_seeing_grid("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", inputs=placed.pictured_kinds, **_DEEP),
+    *_seeing_grid("qwen4_exp", "Qwen4ExpForConditionalGeneration", inputs=placed.pictured_kinds, text_config=_QWEN4),
+    *_seeing_grid("video_llama_3", "VideoLlama3ForConditionalGeneration", inputs=placed.pictured_merged),
     # Images under names of their own.
     *_seeing(
         "blip",
@@ -157,7 +157,7 @@ SPECIMENS = [
         latent_query_num=4,
         text_config={"layers": 7},
     ),
-    *_seeing("lfm2_vl", "Lfm2VlForConditionalGeneration", inputs=inputs.pictured_shapes, projector_hidden_size=32),
+    *_seeing("lfm2_vl", "Lfm2VlForConditionalGeneration", inputs=placed.pictured_shapes, projector_hidden_size=32),
     *_seeing(
         "mllama",
         "MllamaForConditionalGeneration",
@@ -181,7 +181,7 @@ SPECIMENS = [
         "fun_asr_nano",
         "FunAsrNanoForConditionalGeneration",
         "model.audio_tower.layers",
-        inputs=inputs.heard_stacked,
+        inputs=placed.heard_stacked,
         adaptor_config={"intermediate_size": 8},
     ),
     *_hearing(
@@ -191,7 +191,7 @@ SPECIMENS = [
         "granite_speech",
         "GraniteSpeechForConditionalGeneration",
         "encoder.layers",
-        inputs=inputs.heard_frames,
+        inputs=placed.heard_frames,
         window_size=15,
         encoder_config=_GRANITE,
     ),
@@ -199,7 +199,7 @@ SPECIMENS = [
         "granite_speech_plus",
         "GraniteSpeechPlusForConditionalGeneration",
         "encoder.layers",
-        inputs=inputs.heard_frames,
+        inputs=placed.heard_frames,
         window_size=15,
         encoder_config=_GRANITE,
     ),
@@ -207,24 +207,24 @@ SPECIMENS = [
         "moss_transcribe_diarize",
         "MossTranscribeDiarizeForConditionalGeneration",
         "model.audio_tower.layers",
-        inputs=inputs.heard_chunks,
+        inputs=placed.heard_chunks,
     ),
     *_hearing(
-        "musicflamingo", "MusicFlamingoForConditionalGeneration", "audio_tower.layers", inputs=inputs.heard_quarter
+        "musicflamingo", "MusicFlamingoForConditionalGeneration", "audio_tower.layers", inputs=placed.heard_quarter
     ),
-    *_hearing("qwen2_audio", "Qwen2AudioForConditionalGeneration", "audio_tower.layers", inputs=inputs.heard_quarter),
+    *_hearing("qwen2_audio", "Qwen2AudioForConditionalGeneration", "audio_tower.layers", inputs=placed.heard_quarter),
     *_hearing(
         "qwen3_asr",
         "Qwen3ASRForConditionalGeneration",
         "model.audio_tower.layers",
-        inputs=inputs.heard_hundreds,
+        inputs=placed.heard_hundreds,
         audio_config={"downsample_hidden_size": 8},
     ),
     *_hearing(
         "voxtral",
         "VoxtralForConditionalGeneration",
         "audio_tower.layers",
-        inputs=inputs.heard_plain,
+        inputs=placed.heard_plain,
         audio_token_id=319,
         audio_config={"intermediate_size": 128},
     ),
@@ -232,7 +232,7 @@ SPECIMENS = [
         "voxtral_realtime",
         "VoxtralRealtimeForConditionalGeneration",
         "audio_tower.layers",
-        inputs=inputs.heard_along,
+        inputs=placed.heard_along,
         audio_config={"intermediate_size": 128},
     ),
 ]

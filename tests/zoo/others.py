@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import Specimen, inputs
+from . import Specimen, inputs, placed
 from .shrink import row
 
 
@@ -21,7 +21,7 @@ SPECIMENS = [
     *_stacks(
         "blip-2",
         "Blip2ForConditionalGeneration",
-        inputs=inputs.queried,
+        inputs=placed.queried,
         num_query_tokens=4,
         image_token_index=319,
         stacks={
@@ -33,7 +33,7 @@ SPECIMENS = [
     *_stacks(
         "instructblip",
         "InstructBlipForConditionalGeneration",
-        inputs=inputs.queried,
+        inputs=placed.queried,
         num_query_tokens=4,
         image_token_index=319,
         stacks={
@@ -48,7 +48,7 @@ SPECIMENS = [
         model="Blip2ForConditionalGeneration",
         stack="qformer.encoder.layer",
         generates=False,
-        inputs=inputs.queried,
+        inputs=placed.queried,
         num_query_tokens=4,
         image_token_index=319,
         qformer_config={"num_hidden_layers": 6},
@@ -110,7 +110,7 @@ SPECIMENS = [
     *_stacks(
         "florence2",
         "Florence2ForConditionalGeneration",
-        inputs=inputs.pictured_to_text,
+        inputs=placed.pictured_to_text,
         vision_config={
             "embed_dim": [8, 16, 24, 32],
             "num_heads": [1, 2, 2, 2],
@@ -180,14 +180,14 @@ SPECIMENS = [
         "modernvbert",
         "ModernVBertForMaskedLM",
         pixel_shuffle_factor=1,
-        inputs=inputs.pictured_one_tile,
+        inputs=placed.pictured_one_tile,
         stacks={"vision": "model.vision_model.encoder.layers", "text": "model.text_model.layers"},
     ),
     *_stacks(
         "ultravbert",
         "UltraVBertForMaskedLM",
         pixel_shuffle_factor=1,
-        inputs=inputs.pictured_one_tile,
+        inputs=placed.pictured_one_tile,
         stacks={"vision": "model.vision_model.encoder.layers", "text": "model.text_model.layers"},
     ),
     # Sound.

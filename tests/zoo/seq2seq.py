@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import Specimen, inputs
+from . import Specimen, inputs, placed
 from .shrink import row
 
 
@@ -76,7 +76,7 @@ SPECIMENS = [
         stack="model.encoder.vision_tower.encoder.layers",
         generates=False,
         model="T5Gemma2ForConditionalGeneration",
-        inputs=inputs.pictured_to_text,
+        inputs=placed.pictured_to_text,
         encoder={"mm_tokens_per_image": 4},
     ),
     *_pair("udop", "UdopForConditionalGeneration", inputs=inputs.texts_and_boxes),
