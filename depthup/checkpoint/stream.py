@@ -36,7 +36,7 @@ from .shards import Move, Shard
 from .writer import write_index
 
 _NUM_CONNECTIONS = 4  # source files that are read at the same time
-_SAVE_BYTES = 256 << 20  # of one source file, between two entries in the journal
+_SAVE_BYTES = 64 << 20  # of one source file, between two entries in the journal
 
 
 @dataclass(frozen=True, slots=True)
