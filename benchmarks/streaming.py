@@ -93,7 +93,7 @@ url, folder, *names = sys.argv[1:]
 os.mkdir(folder)
 for name in names:
     with urllib.request.urlopen(f"{url}/{name}") as response, open(f"{folder}/{name}", "wb", buffering=0) as file:
-        while piece := response.read1(1 << 19):
+        while piece := response.read1(1 << 18):
             file.write(piece)
         os.fsync(file.fileno())
 """

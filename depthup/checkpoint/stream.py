@@ -32,11 +32,11 @@ from .listing import RemoteModel
 from .parallel import run_all
 from .reader import Checkpoint
 from .remote import JOURNAL_NAME, fetch_carried
-from .shards import Shard
+from .shards import Move, Shard
 from .writer import write_index
 
 _NUM_CONNECTIONS = 4  # source files that are read at the same time
-_SAVE_BYTES = 256 << 20  # of one source file, between two entries in the journal
+_SAVE_BYTES = 64 << 20  # of one source file, between two entries in the journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +67,23 @@ class Layout:
 
     parts: Mapping[str, tuple[Part, ...]]
     copies: Mapping[str, tuple[Copy, ...]]
+    made: tuple[tuple[Move, str, int], ...]  # tensors that are no copies, with file and offset
 
     @classmethod
     def of(cls, shards: Sequence[Shard]) -> Layout:
         """The layout of the target's shards."""
         parts: dict[str, list[Part]] = defaultdict(list)
         copies: dict[str, list[Copy]] = defaultdict(list)
+        made: list[tuple[Move, str, int]] = []
         first: dict[tuple[str, int], Part] = {}
         for shard in shards:
             offset = len(shard.header())
             for move in shard.moves:
                 tensor, num_bytes = move.source, move.num_bytes
                 home = first.get((tensor.shard, tensor.begin))
-                if num_bytes and home is None:
+                if move.make is not None:
+                    made.append((move, shard.file, offset))
+                elif num_bytes and home is None:
                     home = Part(tensor.begin, tensor.end, shard.file, offset)
                     first[tensor.shard, tensor.begin] = home
                     parts[tensor.shard].append(home)
@@ -87,7 +91,7 @@ class Layout:
                     copies[tensor.shard].append(Copy(move.name, home.file, home.offset, shard.file, offset, num_bytes))
                 offset += num_bytes
         ordered = {shard: tuple(sorted(found, key=lambda part: part.begin)) for shard, found in parts.items()}
-        return cls(ordered, {shard: tuple(found) for shard, found in copies.items()})
+        return cls(ordered, {shard: tuple(found) for shard, found in copies.items()}, tuple(made))
 
     def cut(self, shard: str, begin: int, end: int) -> Iterator[tuple[int, int, Part | None]]:
         """Bytes ``[begin, end)`` of a source file, cut where parts begin and end; None: they have no place."""
@@ -164,7 +168,7 @@ def stream_target(
 
     Args:
         base: A checkpoint on a server. What goes along with its weights is fetched first, into its own folder.
-        shards: What to write.
+        shards: What to write; tensors that are no copies must be such as can be made without the base's weights.
         folder: Where to write; what an earlier run of the same surgery left there is verified and used.
         progress: Called with the number of target bytes written since the last call, from the threads, by one at a
             time.
@@ -176,7 +180,7 @@ def stream_target(
         CheckpointError: A file cannot be had, is not what its server declares, or changed meanwhile.
     """
     remote = base.remote
-    assert remote is not None and not any(move.make for shard in shards for move in shard.moves)
+    assert remote is not None
     remote.web.start()
     fetch_carried(base)
     layout = Layout.of(shards)
@@ -188,6 +192,7 @@ def stream_target(
         run = _Streaming(remote, layout, folder, journal, syncing)
         jobs = [partial(_bring, run, source) for source in sources]
         digests = run_all(jobs, progress, _NUM_CONNECTIONS, wake=remote.web.stop)
+    run_all([partial(_make, layout, folder)], progress)
     for shard in shards:
         with open(folder / shard.file, "r+b") as output:
             os.fsync(output.fileno())
@@ -203,7 +208,7 @@ def _identity(remote: RemoteModel, shards: Sequence[Shard]) -> str:
         version = (file.name, file.num_bytes, file.sha256, file.git_sha1, file.version)
         digest.update(repr(version).encode() + header)
     for shard in shards:
-        origins = [(move.source.shard, move.source.begin) for move in shard.moves]
+        origins = [(move.source.shard, move.source.begin, move.make is None) for move in shard.moves]
         digest.update(shard.file.encode() + shard.header() + repr(origins).encode())
     return digest.hexdigest()
 
@@ -319,3 +324,15 @@ def _write(file: FileIO, offset: int, data: memoryview) -> None:
         if not count:
             raise OSError(ENOSPC, "a write was cut short")
         data = data[count:]
+
+
+def _make(layout: Layout, folder: Path, report: Progress) -> None:
+    """Write the tensors that are no copies."""
+    for move, name, offset in layout.made:
+        assert move.make is not None
+        with open(folder / name, "r+b", buffering=0) as file:
+            for buffer in move.make():
+                data = memoryview(buffer).cast("B")
+                _write(file, offset, data)
+                offset += len(data)
+                report(len(data))

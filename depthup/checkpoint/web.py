@@ -40,7 +40,7 @@ from .answers import (
 )
 from .parallel import Stopped
 
-_PIECE_BYTES = 1 << 19  # asked of a connection at a time; with more, memory grows by fragments
+_PIECE_BYTES = 1 << 18  # asked of a connection at a time; with more, memory grows by fragments
 _MAX_DOCUMENT_BYTES = 100_000_000
 
 T = TypeVar("T")
@@ -140,7 +140,7 @@ class Web:
         return b"".join(self.pieces(file, begin, end))
 
     def pieces(self, file: RemoteFile, begin: int, end: int) -> Iterator[bytes]:
-        """Yield bytes ``[begin, end)`` of a file, of at most 512 KiB at a time, in order, without a gap.
+        """Yield bytes ``[begin, end)`` of a file, of at most 256 KiB at a time, in order, without a gap.
 
         A connection that ends or stalls is followed by another, which asks for what is missing.
 

@@ -118,6 +118,7 @@ def _later(module: str, name: str) -> Kind:
     return kind
 
 
+READ_NOTHING = frozenset({"identity", "random"})  # kinds that need names and shapes of the base, and no weights
 # One row for each key of ``layers.INITS`` but "copy".
 KINDS: dict[str, Kind] = {
     "identity": identity,

@@ -24,10 +24,10 @@ from ..checkpoint.remote import JOURNAL_NAME, open_base, require_here
 from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
 from ..errors import CheckpointError, OutputError, PlanError
 from ..files import allocated_bytes, partial_path, publishing, refuse_existing, require_space, write_json
-from ..layers import LayerPlan
+from ..layers import COPY, LayerPlan
 from .freeze import FREEZE_MAP_NAME, write_freeze_map
 from .history import Step, extend_history, original_layers
-from .inits import Bench, start_layer
+from .inits import READ_NOTHING, Bench, start_layer
 from .manifest import MANIFEST_NAME, Facts, all_facts, make_manifest, remote_facts
 from .parts import entry_rules, require_alone, shared_tensors, sorted_tensors, unlike_rules
 from .special import outside_move
@@ -148,8 +148,8 @@ def plan_surgery(
             f"the plan is for a base of {plan.num_base_layers} layers, {stack.prefix} has {stack.num_layers}",
             next_step=f"make the plan for {stack.num_layers} layers",
         )
-    if plan.inits:
-        require_here(base, "layers that do not start as copies are made from its weights")
+    if computed := sorted({init.kind for init in plan.inits} - READ_NOTHING - {COPY.kind}):
+        require_here(base, f"layers that start as {', '.join(computed)} are computed from its weights")
     if link:
         require_here(base, "only files of this disk can be linked")
     for fields in (base.config, stack.fields(base.config)):
@@ -167,7 +167,7 @@ def plan_surgery(
     grown[: len(layers[plan.sources[0]])] += [Move(stack.name(0, suffix), tensor) for suffix, tensor in shared.items()]
     before, after = ([outside_move(base, stack, plan, tensor) for tensor in tensors] for tensors in outside)
     moves = [*before, *grown, *after]
-    if any(move.make for move in moves):
+    if any(move.make for move in (*before, *after)):
         require_here(base, "tensors that hold a part for each layer are made anew from its weights")
     # What a header says of all tensors is another for the target: such a file cannot be used as it is.
     shards = plan_shards(moves, max_shard_bytes, base.tensors.values() if link and not metadata else ())

@@ -212,13 +212,22 @@ def test_digests_of_all_files_can_be_had(server: Server, model: Path, tmp_path: 
     assert one["files"] == other["files"] and one["base"]["files"] == other["base"]["files"]
 
 
-@pytest.mark.parametrize("layers", ["0-4,2@identity,3-6", "0-6,6@identity"])
+@pytest.mark.parametrize("layers", ["0-4,2:identity,3-6", "0-6,6:identity", "0-3,3:random(7),4-6", "0-5,6:identity"])
+def test_layers_that_need_no_weights_are_made(server: Server, model: Path, tmp_path: Path, layers: str) -> None:
+    plan, reported = LayerPlan.parse(layers, N), []
+    surgery = upscale(server.url, tmp_path / "out", plan, progress=reported.append)
+    assert sum(reported) == surgery.num_bytes and any(move.make for move in surgery.moves)
+    assert_as_local(tmp_path / "out", model, plan)
+
+
+@pytest.mark.parametrize("layers", ["0-3,3:average(4),4-6", "0-6,6:attenuated(0.5)", "0-6,6:identity,6:slerp(5)"])
 def test_what_must_be_made_from_weights_is_refused_before_any_is_fetched(
     server: Server, model: Path, tmp_path: Path, layers: str
 ) -> None:
-    plan = LayerPlan.from_json({"num_base_layers": N, "layers": layers.replace("@", ":")})
-    with pytest.raises(CheckpointError, match=r"not on this disk, and layers that[\s\S]*next: download it"):
-        upscale(server.url, tmp_path / "out", plan)
+    with pytest.raises(
+        CheckpointError, match=r"not on this disk, and layers that start as \w+ are[\s\S]*next: download"
+    ):
+        upscale(server.url, tmp_path / "out", LayerPlan.parse(layers, N))
     assert list(tmp_path.glob("*out*")) == []
 
 
@@ -414,9 +423,13 @@ def test_a_full_disk_is_told_and_what_came_is_kept(server: Server, model: Path, 
     with pytest.raises(OutputError, match="is full"):
         upscale(server.url, out, PLAN)
     monkeypatch.setattr(stream, "_write", real)
-    server.num_bytes = 0
+    kept = pico.read_json(files.partial_path(out) / JOURNAL_NAME)["sources"]
+    assert kept
+    server.requests.clear()
     upscale(server.url, out, PLAN)
-    assert server.num_bytes < num_weight_bytes(model) + 6 * (1 << 16) - 90_000
+    for shard, (position, _) in kept.items():
+        # After the request for the header: what is missing, or nothing.
+        assert server.asked(f"/{shard}")[1:] in ([], [(position, (model / shard).stat().st_size)])
     assert_as_local(out, model)
 
 
