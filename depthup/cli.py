@@ -255,13 +255,15 @@ def _add_check(verbs: Any) -> None:
     parser = _verb(verbs, "check", _check, "tell whether a checkpoint is whole and consistent", """
 examples:
   depthup check solar-base
-  depthup check solar-base --load
+  depthup check solar-base --quick                               from names and shapes, in a second
   depthup check solar-base --against mistral-7b
   depthup check merged --against mistral-7b --layers 0-23,8-31     what another tool made
 exit status: 0 nothing found, 1 something found
 """)  # fmt: skip
     parser.add_argument("folder", metavar="DIR", help="checkpoint folder, or a model on the hub")
-    parser.add_argument("--load", action="store_true", help="also load it with transformers, on the meta device")
+    parser.add_argument(
+        "--quick", action="store_true", help="do not load it with transformers (on the meta device, without its weights)"
+    )
     parser.add_argument(
         "--against", metavar="BASE",
         help="also prove that it was made from this base: each tensor byte for byte, the config, the files beside",
@@ -278,16 +280,19 @@ def _check(options: argparse.Namespace) -> int:
     if not options.against and names_a_plan(options):
         raise CheckpointError("a plan is named, and no base to compare with", next_step="add --against BASE")
     folder = local_folder(options.folder)
-    findings = check_checkpoint(folder)
-    if options.load and not findings:
-        from .models import findings_on_loading
+    findings, loads = check_checkpoint(folder), ""
+    if not options.quick and not findings:
+        from .models import UnknownModel, findings_on_loading
 
-        findings = findings_on_loading(folder)
+        try:
+            findings, loads = findings_on_loading(folder), ", and it loads"
+        except UnknownModel as error:
+            loads = f"; not loaded: {error.problem}"
     for finding in findings:
         print(finding)
     if findings:
         return 1
-    print(f"{options.folder}: whole and consistent" + (", and it loads" if options.load else ""))
+    print(f"{options.folder}: whole and consistent{loads}")
     return _check_against(options, folder) if options.against else 0
 
 

@@ -7,7 +7,7 @@ import copy
 import functools
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .checkpoint.check import Finding
-from .checkpoint.reader import read_config
+from .checkpoint.names import find_stacks
+from .checkpoint.reader import Checkpoint, open_checkpoint, read_config
 from .errors import CheckpointError, DepthupError
 from .files import write_json
 
@@ -26,6 +27,10 @@ Model: TypeAlias = "transformers.PreTrainedModel"
 Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerBase"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class UnknownModel(CheckpointError):
+    """The installed transformers has no class for the model, so what it would make of the folder cannot be told."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ def prove_loading(folder: str | os.PathLike[str]) -> LoadReport:
     """Load a folder with its own model class on the meta device, where no tensor takes memory.
 
     Raises:
-        CheckpointError: transformers refuses the config, or has no such class.
+        UnknownModel: transformers has no class for it, or its code comes with the checkpoint.
+        CheckpointError: transformers refuses the config or the weights.
     """
     folder = Path(folder)
     model_class = _model_class(read_config(folder), folder)
@@ -61,20 +67,38 @@ def prove_loading(folder: str | os.PathLike[str]) -> LoadReport:
         except Exception as error:  # transformers raises many kinds; each means that the folder does not load
             raise CheckpointError(
                 f"transformers {transformers.__version__} does not load {folder}: {_first_line(error)}",
-                next_step="run `depthup check` without --load for what names and config show",
+                next_step="run `depthup check --quick` for what names and config show",
             ) from error
     return _load_report(info)
 
 
 def findings_on_loading(folder: str | os.PathLike[str]) -> list[Finding]:
-    """:func:`prove_loading` as findings; an empty list means that every tensor finds its place."""
+    """:func:`prove_loading` as findings; an empty list means that every tensor finds its place.
+
+    Blocks of multi-token prediction are no finding: transformers leaves them out on purpose, for every model.
+
+    Raises:
+        UnknownModel: transformers has no class for it, or its code comes with the checkpoint.
+    """
     try:
         report = prove_loading(folder)
+    except UnknownModel:
+        raise
     except CheckpointError as error:
         return [Finding(error.problem, error.next_step or "")]
+    dropped = report.unexpected and tuple(_beyond_prediction(report.unexpected, open_checkpoint(folder)))
     remedy = "transformers would make up or drop this tensor: make the checkpoint again"
-    kinds = {"missing": report.missing, "unexpected": report.unexpected, "mis-shaped": report.mismatched}
+    kinds = {"missing": report.missing, "unexpected": dropped, "mis-shaped": report.mismatched}
     return [Finding(f"{kind} on loading: {name}", remedy) for kind, names in kinds.items() for name in names]
+
+
+def _beyond_prediction(names: Iterable[str], checkpoint: Checkpoint) -> Iterator[str]:
+    """The names that are no part of a block of multi-token prediction, which stands after the last layer."""
+    stacks = [stack for stack in find_stacks(checkpoint.tensors, checkpoint.config) if stack.num_extra]
+    for name in names:
+        places = ((stack, stack.split(name)) for stack in stacks)
+        if not any(place and place[0] >= stack.num_layers for stack, place in places):
+            yield name
 
 
 def load_model(folder: str | os.PathLike[str], device: str = "cpu", dtype: str = "float32") -> Model:
@@ -96,14 +120,14 @@ def load_model(folder: str | os.PathLike[str], device: str = "cpu", dtype: str =
         except Exception as error:  # transformers raises many kinds; each means that the folder does not load
             raise CheckpointError(
                 f"transformers {transformers.__version__} does not load {folder}: {_first_line(error)}",
-                next_step="run `depthup check --load` on it",
+                next_step="run `depthup check` on it",
             ) from error
     report = _load_report(info)
     if not report.whole:
         raise CheckpointError(
             f"{folder} does not load whole: missing {list(report.missing)[:3]}, unexpected"
             f" {list(report.unexpected)[:3]}, mis-shaped {list(report.mismatched)[:3]}",
-            next_step="run `depthup check --load` on it",
+            next_step="run `depthup check` on it",
         )
     return model.to(device).eval()
 
@@ -249,7 +273,7 @@ def _model_class(config: dict[str, Any], folder: Path) -> Any:
         return getattr(transformers, names[0])
     _refuse_custom_code(config, folder)
     if names:
-        raise CheckpointError(
+        raise UnknownModel(
             f"transformers {transformers.__version__} has no class {names[0]}, which {folder / 'config.json'} names",
             next_step="install a transformers that knows it; code that comes with a checkpoint is not run",
         )
@@ -257,9 +281,9 @@ def _model_class(config: dict[str, Any], folder: Path) -> Any:
 
 
 def _refuse_custom_code(config: dict[str, Any], folder: Path) -> None:
-    """Raise :class:`CheckpointError` for a model whose classes come with the checkpoint: their code is never run."""
+    """Raise :class:`UnknownModel` for a model whose classes come with the checkpoint: their code is never run."""
     if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING_NAMES:
-        raise CheckpointError(
+        raise UnknownModel(
             f"{folder} is a {config.get('model_type')}, a model whose code comes with the checkpoint and is not in"
             f" transformers {transformers.__version__}; that code is not run",
             next_step="surgery and `depthup check` work from names alone; load it with tools of your own, which may"

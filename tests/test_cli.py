@@ -40,14 +40,16 @@ def test_each_verb_has_help_with_examples(verb: str, capsys: pytest.CaptureFixtu
     assert verb in make_parser().format_help()
 
 
-def test_upscale_then_check_then_check_with_load(base, tmp_path: Path, capsys) -> None:
+def test_upscale_then_check_which_loads_or_only_looks(base, tmp_path: Path, capsys) -> None:
     out = tmp_path / "target"
     assert main(["upscale", str(base("llama")), str(out), "--remove", "2"]) == 0
     said = capsys.readouterr().out
     assert "7 -> 10 layers" in said
     assert "seam" in said
-    assert main(["check", str(out), "--load"]) == 0
-    assert "whole and consistent, and it loads" in capsys.readouterr().out
+    assert main(["check", str(out)]) == 0
+    assert "whole and consistent, and it loads\n" in capsys.readouterr().out
+    assert main(["check", str(out), "--quick"]) == 0
+    assert "whole and consistent\n" in capsys.readouterr().out
 
 
 def test_a_dry_run_writes_nothing(base, tmp_path: Path, capsys) -> None:
@@ -61,8 +63,8 @@ def test_check_names_each_finding_and_exits_with_1(tmp_path: Path, capsys) -> No
     assert main(["check", str(folder)]) == 1
     assert "num_hidden_layers = 5" in capsys.readouterr().out
     folder = pico.edit_config(pico.checkpoint(tmp_path / "other"), intermediate_size=16)
-    assert main(["check", str(folder)]) == 0  # names and headers are consistent; the model class knows better
-    assert main(["check", str(folder), "--load"]) == 1
+    assert main(["check", str(folder), "--quick"]) == 0  # names and headers are consistent; the model class knows better
+    assert main(["check", str(folder)]) == 1
     assert "mis-shaped on loading: model.layers.0.mlp" in capsys.readouterr().out
 
 
@@ -88,8 +90,7 @@ def test_an_empty_prompt_and_a_model_that_transformers_does_not_know_are_named(t
     assert main(["generate", str(folder), "--prompt", "x"]) == 2
     assert "does not load" in capsys.readouterr().err
     assert main(["check", str(folder)]) == 0
-    assert main(["check", str(folder), "--load"]) == 1
-    assert "has no class UnheardOfForCausalLM" in capsys.readouterr().out
+    assert "not loaded: transformers" in (said := capsys.readouterr().out) and "UnheardOfForCausalLM" in said
 
 
 @pytest.mark.parametrize("size", ["nan", "inf", "0", "-1", "big"])

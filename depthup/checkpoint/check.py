@@ -137,7 +137,7 @@ def _same_kind_alike(stack: Stack, layers: Mapping[int, dict[str, tuple[int, ...
                           "it would be random after loading: make the checkpoint again")  # fmt: skip
         for suffix in sorted(held.keys() - expected):
             yield Finding(f"{stack.name(layer, suffix)} exists, most other layers have no such tensor",
-                          "prove the checkpoint with --load; some architectures have one special layer")  # fmt: skip
+                          "compare it with the base, with --against; some architectures have one special layer")  # fmt: skip
         for suffix in sorted(expected & held.keys()):
             if held[suffix] != shapes[suffix]:
                 yield Finding(f"{stack.name(layer, suffix)} has the shape {held[suffix]}, most other layers"
