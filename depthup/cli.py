@@ -281,11 +281,12 @@ def _check(options: argparse.Namespace) -> int:
         raise CheckpointError("a plan is named, and no base to compare with", next_step="add --against BASE")
     folder = local_folder(options.folder)
     findings, loads = check_checkpoint(folder), ""
-    if not options.quick and not findings:
+    if not options.quick and all(finding.guessed for finding in findings):
         from .models import UnknownModel, findings_on_loading
 
         try:
-            findings, loads = findings_on_loading(folder), ", and it loads"
+            on_loading = findings_on_loading(folder)
+            findings, loads = (findings or on_loading) if on_loading else [], ", and it loads"
         except UnknownModel as error:
             loads = f"; not loaded: {error.problem}"
     for finding in findings:

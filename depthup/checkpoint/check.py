@@ -19,10 +19,14 @@ from .reader import INDEX_NAME, Tensor, list_shards, read_config, read_header
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong with a checkpoint, and what to do about it."""
+    """Something wrong with a checkpoint, and what to do about it.
+
+    ``guessed``: from what the other layers hold or from a name, so that the model's class may know better.
+    """
 
     problem: str
     remedy: str
+    guessed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "problem", readable(self.problem.replace("\n", "\\n")))
@@ -98,9 +102,10 @@ def _layers_against_config(tensors: Mapping[str, Tensor], config: Mapping[str, A
         yield Finding(
             f"the config states {', '.join(stated) or 'no depth'}, the weights: {', '.join(held)[:300] or 'no layers'}",
             silent,
+            guessed=True,
         )
     for prefix, key, stated_depth, held_layers in depths_apart(tensors, config, stacks) if stacks else ():
-        yield Finding(f"the config states {key} = {stated_depth}, and {prefix} has {held_layers} layers", silent)
+        yield Finding(f"the config states {key} = {stated_depth}, and {prefix} has {held_layers} layers", silent, True)
     for stack in stacks:
         yield from _layers_alike(tensors, config, stack)
         yield from _lists_against_depth(config, stack)
@@ -134,14 +139,14 @@ def _same_kind_alike(stack: Stack, layers: Mapping[int, dict[str, tuple[int, ...
     for layer, held in sorted(layers.items()):
         for suffix in sorted(expected - held.keys()):
             yield Finding(f"{stack.name(layer, suffix)} is missing, other layers have it",
-                          "it would be random after loading: make the checkpoint again")  # fmt: skip
+                          "it would be random after loading: make the checkpoint again", True)  # fmt: skip
         for suffix in sorted(held.keys() - expected):
             yield Finding(f"{stack.name(layer, suffix)} exists, most other layers have no such tensor",
-                          "compare it with the base, with --against; some architectures have one special layer")  # fmt: skip
+                          "compare it with the base, with --against; some architectures have one special layer", True)  # fmt: skip
         for suffix in sorted(expected & held.keys()):
             if held[suffix] != shapes[suffix]:
                 yield Finding(f"{stack.name(layer, suffix)} has the shape {held[suffix]}, most other layers"
-                              f" {shapes[suffix]}", "make the checkpoint again")  # fmt: skip
+                              f" {shapes[suffix]}", "make the checkpoint again", True)  # fmt: skip
 
 
 def _lists_against_depth(config: Mapping[str, Any], stack: Stack) -> Iterator[Finding]:
@@ -165,7 +170,7 @@ def _head_against_config(tensors: Mapping[str, Tensor], config: Mapping[str, Any
     heads = [name for name in tensors if name.startswith(known) or ".lm_head." in name]
     if "ForCausalLM" in str(config.get("architectures")) and config.get("tie_word_embeddings") is False and not heads:
         yield Finding("tie_word_embeddings is false and there is no head (lm_head.weight)",
-                      "the head would be random after loading: set it to true if the base was tied")  # fmt: skip
+                      "the head would be random after loading: set it to true if the base was tied", True)  # fmt: skip
 
 
 def _ranges(indices: set[int]) -> str:

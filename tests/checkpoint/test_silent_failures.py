@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from depthup.cli import main
 from depthup.growth.surgery import upscale
 from depthup.layers import LayerPlan
+from depthup.models import prove_loading
 
 ROWS = {specimen.family: specimen for specimen in zoo.specimens()}
 DEPTH_OF_THE_BASE = [
@@ -64,6 +65,7 @@ def test_weights_of_the_target_under_the_config_of_the_base(family: str, tmp_pat
     assert main(["check", str(target)]) == 1
     said = capsys.readouterr().out
     assert f"{depth(base)}, " in said and "loads silently" in said
+    assert not prove_loading(target).whole
 
 
 @pytest.mark.parametrize("family", LOST)
