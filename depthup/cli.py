@@ -262,7 +262,9 @@ exit status: 0 nothing found, 1 something found
 """)  # fmt: skip
     parser.add_argument("folder", metavar="DIR", help="checkpoint folder, or a model on the hub")
     parser.add_argument(
-        "--quick", action="store_true", help="do not load it with transformers (on the meta device, without its weights)"
+        "--quick",
+        action="store_true",
+        help="only look: do not load it with transformers, on the meta device",
     )
     parser.add_argument(
         "--against", metavar="BASE",

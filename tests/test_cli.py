@@ -63,7 +63,9 @@ def test_check_names_each_finding_and_exits_with_1(tmp_path: Path, capsys) -> No
     assert main(["check", str(folder)]) == 1
     assert "num_hidden_layers = 5" in capsys.readouterr().out
     folder = pico.edit_config(pico.checkpoint(tmp_path / "other"), intermediate_size=16)
-    assert main(["check", str(folder), "--quick"]) == 0  # names and headers are consistent; the model class knows better
+    assert (
+        main(["check", str(folder), "--quick"]) == 0
+    )  # names and headers are consistent; the model class knows better
     assert main(["check", str(folder)]) == 1
     assert "mis-shaped on loading: model.layers.0.mlp" in capsys.readouterr().out
 

@@ -34,8 +34,16 @@ def test_the_page_states_no_row_that_is_not_in_the_zoo() -> None:
     assert list(STATED.values()).count("right") >= 0.8 * len(STATED)
 
 
+# What cannot be built here, and why.
+UNBUILT = {
+    "gemma3n": "its vision tower is timm's; the row gemma3n_text is its language model",
+    "gemma4_assistant": "transformers 5.23 raises for every config: all layers share, and none stores",
+    "gemma4_unified_assistant": "the same",
+}
+
+
 def test_every_causal_language_model_of_transformers_has_a_row() -> None:
-    assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) <= {specimen.model_type for specimen in ROWS}
+    assert set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - UNBUILT.keys() <= {specimen.model_type for specimen in ROWS}
 
 
 # -- the sweep sees what it should ------------------------------------------------------------------------------------

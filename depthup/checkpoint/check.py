@@ -12,7 +12,8 @@ from typing import Any
 from ..errors import CheckpointError, readable
 from .config import layer_kinds
 from .fields import ENCODER_LISTS, INDEX_LISTS, LAYER_LISTS, SPECIAL_ENDS, STORED_FIRST
-from .names import Stack, depths, depths_apart, find_stacks, indexed_prefixes
+from .indices import indexed_prefixes
+from .names import Stack, depths, depths_apart, find_stacks
 from .quantization import layer_forms
 from .reader import INDEX_NAME, Tensor, list_shards, read_config, read_header
 
@@ -142,7 +143,7 @@ def _same_kind_alike(stack: Stack, layers: Mapping[int, dict[str, tuple[int, ...
                           "it would be random after loading: make the checkpoint again", True)  # fmt: skip
         for suffix in sorted(held.keys() - expected):
             yield Finding(f"{stack.name(layer, suffix)} exists, most other layers have no such tensor",
-                          "compare it with the base, with --against; some architectures have one special layer", True)  # fmt: skip
+                          "compare it with the base, with --against; a layer may be special", True)  # fmt: skip
         for suffix in sorted(expected & held.keys()):
             if held[suffix] != shapes[suffix]:
                 yield Finding(f"{stack.name(layer, suffix)} has the shape {held[suffix]}, most other layers"

@@ -11,13 +11,13 @@ tell which speaks of which.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
 from .fields import COMPANIONS, INDEX_DEPENDENT
+from .indices import indexed_prefixes, is_index, layer_containers
 
 # Config fields that state a depth (transformers' attribute maps).
 DEPTH_KEYS = frozenset({
@@ -86,7 +86,7 @@ class Stack:
         for prefix in (self.prefix, *self.companions):
             head, separator, rest = name.partition(f"{prefix}.")
             index, _, suffix = rest.partition(".")
-            if not head and separator and _is_index(index):
+            if not head and separator and is_index(index):
                 return int(index), suffix if prefix == self.prefix else f"{prefix}.*.{suffix}"
         return None
 
@@ -231,29 +231,6 @@ def _with_companions(stacks: list[Stack], names: list[str], config: Mapping[str,
         yield replace(stack, companions=tuple(prefix for prefix in beside if prefix in lists))
 
 
-def layer_containers(names: Sequence[str], min_tensors: int) -> dict[str, int]:
-    """Prefixes whose members look like layers, with their number: no gap, enough tensors each, no lists of stages."""
-    members: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-    for name in names:
-        if (place := _outermost(name)) is not None:
-            members[place[0]][place[1]].add(place[2])
-    found = {}
-    for prefix, layers in members.items():
-        alike = layers.keys() == set(range(len(layers))) and min(map(len, layers.values())) >= min_tensors
-        if alike and not _are_stages(layers.values()):
-            found[prefix] = len(layers)
-    return found
-
-
-def indexed_prefixes(names: Iterable[str]) -> dict[str, set[int]]:
-    """Outermost prefixes that are followed by an integer, with the integers seen."""
-    found: dict[str, set[int]] = defaultdict(set)
-    for name in names:
-        if (place := _outermost(name)) is not None:
-            found[place[0]].add(place[1])
-    return found
-
-
 def depths(config: Mapping[str, Any], scope: tuple[str, ...] = ()) -> Iterator[Depth]:
     """Every number of a config, nested ones included, that states a depth."""
     for key, value in config.items():
@@ -306,6 +283,8 @@ def _rank(prefix: str, depth: Depth, config: Mapping[str, Any], whole: _Whole) -
             return None  # it speaks of another part
         elif here and sense in whole.said:
             return None  # another part of the config speaks of it
+        elif there:
+            rank -= 1  # it speaks of a part that these weights leave out
     rank += 2 * bool(_TEXT.search(prefix) and _TEXT.search(scope))
     side = _side(prefix)
     stated = _side(depth.key) or _side(depth.scope[-1] if depth.scope else "")
@@ -313,7 +292,7 @@ def _rank(prefix: str, depth: Depth, config: Mapping[str, Any], whole: _Whole) -
         return None
     if side and not stated:
         return rank if side in _sides_of(depth.key, _at(config, depth.scope)) else None
-    return rank + 2 * bool(side and stated)
+    return rank + 2 * bool(side and stated) - bool(stated and not side and not _side(depth.key))
 
 
 def _sides_of(key: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
@@ -370,30 +349,7 @@ def _num_extra(fields: Mapping[str, Any], key: str) -> int:
     return value if type(value) is int and value > 0 and key in ("num_hidden_layers", "n_layer") else 0
 
 
-def _are_stages(layers: Iterable[set[str]]) -> bool:
-    """Whether the members are stages of several blocks: ``encoder.layers.0.blocks.3`` is no layer of a stack."""
-    inner = [
-        {match[1] for suffix in suffixes if (match := re.match(r"(?:blocks|layers|layer|block)\.(\d+)\.", suffix))}
-        for suffixes in layers
-    ]
-    return all(inner) and len({len(indices) for indices in inner}) > 1
-
-
 def _at(config: Mapping[str, Any], scope: tuple[str, ...]) -> Mapping[str, Any]:
     for key in scope:
         config = config[key]
     return config
-
-
-def _outermost(name: str) -> tuple[str, int, str] | None:
-    """``a.b.7.c.d`` -> ``("a.b", 7, "c.d")``."""
-    parts = name.split(".")
-    position = next((i for i, part in enumerate(parts) if i and _is_index(part)), None)
-    if position is None:
-        return None
-    return ".".join(parts[:position]), int(parts[position]), ".".join(parts[position + 1 :])
-
-
-def _is_index(text: str) -> bool:
-    """Whether it is a layer's number as it is written in names: ``7``, not ``007``, which would come back as ``7``."""
-    return text.isascii() and text.isdigit() and len(text) < 7 and (text == "0" or text[0] != "0")

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.names import Stack, depths, find_stacks, indexed_prefixes
+from ..checkpoint.indices import indexed_prefixes
+from ..checkpoint.names import Stack, depths, find_stacks
 from ..checkpoint.reader import Checkpoint, read_config
 from ..errors import CheckpointError, shown
 from .adapter_config import CACHES, PROMPTS

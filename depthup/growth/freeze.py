@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.names import Stack, indexed_prefixes
+from ..checkpoint.indices import indexed_prefixes
+from ..checkpoint.names import Stack
 from ..checkpoint.plain_json import read_object
 from ..errors import CheckpointError, PlanError
 from ..files import write_text

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..checkpoint.config import layer_kinds
 from ..checkpoint.fields import SPECIAL_ENDS, STORED_FIRST
-from ..checkpoint.names import Stack, find_stacks, indexed_prefixes
+from ..checkpoint.indices import indexed_prefixes
+from ..checkpoint.names import Stack, find_stacks
 from ..checkpoint.quantization import layer_forms
 from ..checkpoint.reader import Checkpoint, Tensor
 from ..checkpoint.rules import Rule

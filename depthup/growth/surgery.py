@@ -137,11 +137,7 @@ def plan_surgery(
             linked, whose base is on a server.
         PlanError: The plan was made for another depth, or breaks a period that the config states.
     """
-    if (base.folder / ADAPTER_CONFIG_NAME).is_file():
-        raise CheckpointError(
-            f"{base.folder} holds a model and an adapter ({ADAPTER_CONFIG_NAME})",
-            next_step="put the adapter into a folder of its own; `depthup upscale` grows it by the same plan",
-        )
+    _require_no_adapter(base)
     stack = stack or find_stack(base.tensors, base.config)
     if plan.num_base_layers != stack.num_layers:
         raise PlanError(
@@ -157,7 +153,7 @@ def plan_surgery(
     layers, outside = sorted_tensors(base, stack)
     shared = shared_tensors(stack, layers)
     require_alone(base, stack)
-    rules = [*unlike_rules(base, stack, layers), *entry_rules(base, stack)]
+    rules = (*unlike_rules(base, stack, layers), *entry_rules(base, stack))
     edit = grow_config(base.config, stack, plan, config_lists, rules, base.tensors)
     files = carry_side_files(base.folder, stack, plan, base.tensors)
     changes = (*edit.changes, *(f"{name}: layers named by index -> named by the plan" for name in files))
@@ -170,10 +166,18 @@ def plan_surgery(
     if any(move.make for move in (*before, *after)):
         require_here(base, "tensors that hold a part for each layer are made anew from its weights")
     # What a header says of all tensors is another for the target: such a file cannot be used as it is.
-    shards = plan_shards(moves, max_shard_bytes, base.tensors.values() if link and not metadata else ())
-    shards = tuple(replace(shard, metadata=metadata) for shard in shards)
+    linkable = base.tensors.values() if link and not metadata else ()
+    shards = tuple(replace(shard, metadata=metadata) for shard in plan_shards(moves, max_shard_bytes, linkable))
     history = extend_history(base.folder, stack.prefix, plan)
     return Surgery(base, stack, plan, shards, edit.config, changes, history, dict(config_lists or {}), files)
+
+
+def _require_no_adapter(base: Checkpoint) -> None:
+    if (base.folder / ADAPTER_CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"{base.folder} holds a model and an adapter ({ADAPTER_CONFIG_NAME})",
+            next_step="put the adapter into a folder of its own; `depthup upscale` grows it by the same plan",
+        )
 
 
 def write_surgery(

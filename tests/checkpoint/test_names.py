@@ -7,7 +7,8 @@ import re
 import pico
 import pytest
 
-from depthup.checkpoint.names import Stack, find_stack, find_stacks, indexed_prefixes
+from depthup.checkpoint.indices import indexed_prefixes
+from depthup.checkpoint.names import Stack, find_stack, find_stacks
 from depthup.errors import CheckpointError
 
 

@@ -1,4 +1,4 @@
-"""The thirteen failures that mergekit writes without a word, as `depthup check` meets them in a folder it did not write.
+"""The thirteen failures that mergekit writes without a word, as `depthup check` meets them in others' folders.
 
 Eleven families: the weights of twelve layers under the base's config of eight; the first eight load, the rest is
 dropped. DeepSeek-V3 loses experts and routers besides. OLMo 2 loses the norms of queries and keys, ViT every layer;

@@ -93,7 +93,7 @@ def test_depth_and_every_per_layer_field_follow_the_plan_and_the_rest_stays(base
         elif key == "mlp_only_layers":
             assert after[key] == [i for i, source in enumerate(SOURCES[m]) if source in value]
         elif key == "attention_types":  # runs of kinds, each with how many times it is repeated
-            assert sum((kinds * times for kinds, times in after[key]), []) == after["attention_layers"]
+            assert [kind for kinds, times in after[key] for kind in kinds * times] == after["attention_layers"]
         elif isinstance(value, list) and len(value) == N:
             assert after[key] == [value[source] for source in SOURCES[m]], key
         else:

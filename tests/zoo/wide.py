@@ -23,6 +23,15 @@ def _parts(family: str, model: str, fed: Any, stacks: dict[str, str], **how: Any
 _ROPE: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
 
 SPECIMENS = [
+    row(
+        "blt/global",
+        "blt",
+        stack="model.global_transformer.layers",
+        model="BltForCausalLM",
+        inputs=inputs.text,
+        generates=False,
+    ),
+    row("moshi/text", "moshi", model="MoshiForCausalLM", inputs=inputs.text),
     _text(
         "chameleon",
         "ChameleonForConditionalGeneration",
