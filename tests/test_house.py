@@ -76,7 +76,7 @@ ABOVE = {
 }
 # package -> the only modules that may import it (a room stands for all its modules).
 DOORS: dict[str, set[str]] = {
-    "transformers": {"models"},
+    "transformers": {"models", "checkpoint.filled"},
     "lm_eval": {"evaluation.harness"},
     "torch": {"models", "training", "data", "generation", "evaluation", "probe", "merging", "growth.learned",
               "growth.norms", "growth.upcycle", "growth.looped", "conversion", "stages", "pipeline"},

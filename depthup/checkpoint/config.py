@@ -33,6 +33,7 @@ from .fields import (
     THRESHOLDS,
     UNSTATED,
 )  # fmt: skip
+from .filled import filled_in
 from .names import DECODER_KEYS, ENCODER_KEYS, Stack
 from .quantization import carry_quantization
 from .rules import Rule, keeps, number_rules, require
@@ -73,7 +74,9 @@ def grow_config(
     scope = edit.scope
     refuse_family(scope)
     _refuse_misspelt(scope, lists or {})
+    spelt = dict(scope)
     implied = _write_implied(scope, stack.num_layers)
+    edit.note_spelling(spelt, implied)
     _write_broken_steps(edit)
     require(plan, (*rules, *number_rules(scope, stack)))
     for key in list(scope):
@@ -111,6 +114,13 @@ class _Edit:
         for key in stack.scope:
             self.scope = self.scope[key]
         self.changes: list[str] = []
+
+    def note_spelling(self, before: Mapping[str, Any], implied: Mapping[str, list[Any]]) -> None:
+        """Say which keys the family's class wrote for which."""
+        gone = [key for key in before if key not in self.scope]
+        new = [key for key in self.scope if key not in before and key not in implied]
+        if gone or new:
+            self.changes.append(f"{', '.join(gone) or 'nothing'} -> {', '.join(new)}, as transformers' class spells it")
 
     def put(self, key: str, value: Any, where: dict[str, Any] | None = None) -> None:
         fields = self.scope if where is None else where
@@ -190,13 +200,11 @@ def _write_implied(scope: dict[str, Any], num_layers: int) -> dict[str, list[Any
     if isinstance(cycle := scope.get("block_types"), list) and 0 < len(cycle) < num_layers:
         written["block_types"] = [cycle[layer % len(cycle)] for layer in range(num_layers)]  # RecurrentGemma repeats it
     scope.update(written)
-    unsaid = [key for key in UNSTATED.get(family, ()) if not scope.get(key)]
-    if unsaid:
-        raise CheckpointError(
-            f"the layers of {family} are of several kinds, and the config does not say which is which: {unsaid[0]} is"
-            " left out",
-            next_step="load and save the base with transformers once, which writes the list",
-        )
+    unstated = UNSTATED.get(family, ())
+    if not all(scope.get(key) for key in unstated):
+        filled = filled_in(scope, unstated)
+        scope.clear()
+        scope.update(filled)
     return written
 
 

@@ -35,20 +35,22 @@ INDEX_LISTS = frozenset({
 # With the offset of the index: hidden state i is what layer i - 1 puts out.
 TAPS = {
     "deepstack_visual_indexes": 0, "out_indices": 1, "intermediate_layers_indices": 1, "backbone_out_indices": 0,
+    "intermediate_hidden_state_indices": 0,
 }  # fmt: skip
 # The same, in the config around the vision stack.
 OUTER_TAPS = {"vision_feature_layer": 1, "feature_layer": 1, "extract_layers": 0}
 # One index for each layer, of the layer whose keys and values it uses: carried where each uses its own.
 SELF_LISTS = frozenset({"kv_source_layers"})
 # The index of the layer behind which something is put in: carried where all layers up to it stay in their places.
-INSERTIONS = frozenset({"insert_layer_id"})
+INSERTIONS = frozenset({"insert_layer_id", "merge_index"})
 # Lists that may have as many values as there are layers by chance, and say nothing of layers.
 OTHER_LISTS = frozenset({
     "architectures", "eos_token_id", "bos_token_id", "pad_token_id", "id2label", "label2id", "begin_suppress_tokens",
     "suppress_tokens", "bad_words_ids", "keys_to_ignore_at_inference", "summary_proj_to_labels", "image_mean",
     "image_std", "conv_dim", "conv_stride", "conv_kernel", "tdnn_dim", "tdnn_kernel", "tdnn_dilation", "image_size",
     "patch_size", "attention_types", "mtp_layers_block_type", "mtp_layer_types",
-    "type_vocab_sizes",
+    "type_vocab_sizes", "upsample_kernel_sizes", "upsample_rates", "resblock_kernel_sizes", "resblock_dilation_sizes",
+    "encode_proj_layers", "summary_idxs",
 })  # fmt: skip
 # A layer is special by its index modulo this / because its index is below this. The list on the right, when the
 # config has it, decides instead.
@@ -193,7 +195,7 @@ IMPLIED: dict[str, dict[str, Kinds]] = {
     "t5_gemma_module": {"layer_types": _every(2, _FULL, _SLIDING)},
     "vaultgemma": {"layer_types": _every(2, _FULL, _SLIDING)},
 }  # fmt: skip
-# Families whose classes fill in kinds of layers by rules that depthup does not know: refused when these are left out.
+# Families whose classes fill in kinds of layers by rules of their own: the class is asked when these are left out.
 _KINDS, _BOTH = ("layer_types",), ("layer_types", "mlp_layer_types")
 UNSTATED = {
     "axk1": ("mlp_layer_types",), "axk2": _BOTH, "cohere2_moe": _BOTH, "cohere_compass_text": _KINDS,
@@ -203,7 +205,8 @@ UNSTATED = {
     "exaone4_5_vision": ("fullatt_block_indexes",), "got_ocr2_vision": ("global_attn_indexes",), "kimi_linear": _BOTH,
     "lfm3": _KINDS, "lfm3_vl_vision": _KINDS, "llama4_text": ("no_rope_layers",),
     "mimo_v2_flash": _BOTH, "minimax_m3_vl_text": _BOTH, "mistral_large4_text": (*_BOTH, "no_rope_layers"),
-    "muse_glimmer_text": _KINDS, "muse_glimmer_vision": _KINDS, "muse_spark_text": _BOTH, "muse_spark_vision": _KINDS,
+    "nemotron_h": ("layers_block_type",), "muse_glimmer_text": _KINDS,
+    "muse_glimmer_vision": _KINDS, "muse_spark_text": _BOTH, "muse_spark_vision": _KINDS,
     "olmo_hybrid": _KINDS, "qwen2_5_vl_vision": ("fullatt_block_indexes",),
     "qwen3_vl_vision": ("deepstack_visual_indexes",), "qwen3_vl_moe_vision": ("deepstack_visual_indexes",),
     "sam3_vit_model": ("global_attn_indexes",), "sam_vision_model": ("global_attn_indexes",),
@@ -219,7 +222,7 @@ MLP_ONLY = frozenset({
 # Families whose first layers, or last ones, hold other tensors than the rest, by a rule of their class: (first, last).
 SPECIAL_ENDS = {
     "gpt_neox_japanese": (0, 1), "modernbert": (1, 0), "modernbert-decoder": (1, 0), "rwkv": (1, 0), "rwkv5": (1, 0),
-    "rwkv6": (1, 0), "rwkv7": (1, 0), "zaya": (1, 0),
+    "rwkv6": (1, 0), "rwkv7": (1, 0), "zaya": (1, 0), "fun_asr_nano_encoder": (1, 1),
 }  # fmt: skip
 # Stored in the first layer alone and used in all: it stays in the first layer, whichever layer that comes from.
 STORED_FIRST = re.compile(r"(?:^|\.)(?:(?:global_)?relative_attention_bias|rel_attn_embed)\.weight$")
@@ -227,6 +230,12 @@ STORED_FIRST = re.compile(r"(?:^|\.)(?:(?:global_)?relative_attention_bias|rel_a
 COMPANIONS = {
     "flaubert": ("attentions", ("layer_norm1", "ffns", "layer_norm2")),
     "xlm": ("attentions", ("layer_norm1", "ffns", "layer_norm2")),
+    "d_fine": ("layers", ("bbox_embed", "class_embed", "lqe_layers")),
+    "deimv2": ("layers", ("bbox_embed", "class_embed", "lqe_layers")),
+    "pp_doclayout_v2": ("layers", ("bbox_embed", "class_embed")),
+    "pp_doclayout_v3": ("layers", ("bbox_embed", "class_embed")),
+    "rt_detr": ("layers", ("bbox_embed", "class_embed")),
+    "rt_detr_v2": ("layers", ("bbox_embed", "class_embed")),
 }
 # Families whose decoder's cache has as many places as the encoder has layers, in transformers' classes.
 CACHE_BY_ENCODER = frozenset({"longt5", "mt5", "switch_transformers", "t5", "umt5"})

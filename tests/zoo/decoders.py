@@ -175,8 +175,7 @@ SPECIMENS = [
     row("dots3_note_text-hub", "dots3_note_text", per_layer_config={}, head_dim=16,
         edit=hub(mlp_layer_types=..., moe_layer_freq=[0, 1, 1, 1, 1, 1, 1])),
     row("ernie4_5_moe"),
-    row("ernie4_5_moe-interval", "ernie4_5_moe", moe_layer_interval=2),
-    row("ernie4_5_moe-interval-8", "ernie4_5_moe", moe_layer_interval=2, num_hidden_layers=8),
+    row("ernie4_5_moe-interval", "ernie4_5_moe", moe_layer_interval=2, num_hidden_layers=8),
     row("exaone_moe"),
     row("exaone_moe-dense", "exaone_moe", edit=hub(mlp_layer_types=..., first_k_dense_replace=1)),
     row("flex_olmo"),
@@ -231,8 +230,7 @@ SPECIMENS = [
     row("falcon_h1"),
     row("falcon_mamba"),
     row("granitemoehybrid", layer_types=["mamba", "mamba", "attention", "mamba", "mamba", "attention", "mamba"]),
-    row("jamba", attn_layer_period=3, attn_layer_offset=1),
-    row("jamba-8", "jamba", attn_layer_period=4, attn_layer_offset=2, num_hidden_layers=8),
+    row("jamba", attn_layer_period=4, attn_layer_offset=2, num_hidden_layers=8),
     row("kimi_linear"),
     row("kimi_linear-hub", "kimi_linear", layer_types=[L, L, L, F, L, L, F], edit=hub(
         layer_types=..., mlp_layer_types=..., first_k_dense_replace=1, linear_attn_config={

@@ -24,6 +24,7 @@ SPECIMENS = [
         inputs=placed.queried,
         num_query_tokens=4,
         image_token_index=319,
+        qformer_config={"num_hidden_layers": 6},
         stacks={
             "vision": "vision_model.encoder.layers",
             "qformer": "qformer.encoder.layer",
@@ -36,22 +37,12 @@ SPECIMENS = [
         inputs=placed.queried,
         num_query_tokens=4,
         image_token_index=319,
+        qformer_config={"num_hidden_layers": 6},
         stacks={
             "vision": "vision_model.encoder.layers",
             "qformer": "qformer.encoder.layer",
             "text": "language_model.model.decoder.layers",
         },
-    ),
-    row(
-        "blip-2-even/qformer",
-        "blip-2",
-        model="Blip2ForConditionalGeneration",
-        stack="qformer.encoder.layer",
-        generates=False,
-        inputs=placed.queried,
-        num_query_tokens=4,
-        image_token_index=319,
-        qformer_config={"num_hidden_layers": 6},
     ),
     *_stacks(
         "bridgetower",
