@@ -49,9 +49,9 @@ SPECIMENS = [
     *_pair(
         "switch_transformers",
         "SwitchTransformersForConditionalGeneration",
-        num_layers=12,
+        num_layers=14,
         num_decoder_layers=8,
-        num_sparse_encoder_layers=6,
+        num_sparse_encoder_layers=7,
         num_sparse_decoder_layers=4,
     ),
     *_pair("t5", "T5ForConditionalGeneration", **_DEEP),
