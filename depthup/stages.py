@@ -180,7 +180,7 @@ def run_pretrain(job: Job, folder: Path) -> dict[str, Any]:
     from .evaluation.heldout import held_out_loss
     from .models import export_model, load_model, load_tokenizer
     from .training.loop import TrainSettings, train
-    from .training.objectives import causal_lm, require_document_mask
+    from .training.objectives import causal_lm, require_document_mask, summed_loss
     from .training.schedule import Schedule
 
     stage: PretrainStage = job.stage
@@ -210,7 +210,7 @@ def run_pretrain(job: Job, folder: Path) -> dict[str, Any]:
     )
 
     def evaluate(current: Any) -> float:
-        return held_out_loss(current, held_out, causal_lm, rows_per_batch=stage.micro_batch_rows).loss
+        return held_out_loss(current, held_out, summed_loss, rows_per_batch=stage.micro_batch_rows).loss
 
     result = train(model, rows, causal_lm, settings, folder, evaluate=evaluate, label=job.name, progress=job.progress)
     export_model(model, source, folder)
@@ -231,7 +231,7 @@ def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
     from .generation.backend import Sampling
     from .generation.local import LocalBackend
     from .models import load_model, load_tokenizer
-    from .training.objectives import causal_lm, require_document_mask
+    from .training.objectives import require_document_mask, summed_loss
 
     stage: EvaluateStage = job.stage
     source = job.folders[stage.model]
@@ -244,7 +244,7 @@ def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
     measured = held_out_loss(
         model,
         rows,
-        causal_lm,
+        summed_loss,
         rows_per_batch=stage.micro_batch_rows,
         label=job.name,
         progress=job.progress,

@@ -10,7 +10,7 @@ from depthup.data.sources import Files
 from depthup.data.tokens import sample, write_tokens
 from depthup.evaluation.heldout import held_out_loss
 from depthup.models import end_of_text, load_model, load_tokenizer
-from depthup.training.objectives import causal_lm
+from depthup.training.objectives import summed_loss
 
 text, *models = sys.argv[1:]
 for folder in models:
@@ -18,5 +18,5 @@ for folder in models:
     with tempfile.TemporaryDirectory() as place:
         documents = write_tokens(Files((text,)).documents(), tokenizer, end_of_text(tokenizer), Path(place))
         rows = pack(sample(documents, max_tokens=8192), row_tokens=512)
-        measured = held_out_loss(load_model(folder), rows, causal_lm)
+        measured = held_out_loss(load_model(folder), rows, summed_loss)
     print(f"{folder}: loss {measured.loss:.4f}, perplexity {exp(measured.loss):.2f}, {measured.num_tokens} tokens")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,9 +44,61 @@ class Batch:
     def num_targets(self) -> int:
         return int((self.labels != IGNORED).sum())
 
+    @property
+    def num_units(self) -> int:
+        """What the loss is averaged over: targets; in a batch of preferences, pairs."""
+        return self.num_targets
+
     def rows(self, start: int, stop: int) -> Batch:
         """The rows ``[start, stop)``."""
         return Batch(self.input_ids[start:stop], self.labels[start:stop], self.position_ids[start:stop])
+
+
+@dataclass(frozen=True)
+class PairBatch(Batch):
+    """Rows that hold whole preference pairs, padding-free: chosen and rejected of a pair stand in one row.
+
+    Attributes:
+        sequences: int64 [num_rows, row_tokens]; at each target 2 p for the chosen and 2 p + 1 for the rejected answer of
+            pair p (pairs are counted through the batch, row by row); -1 elsewhere.
+        reference: float64 [num_pairs, 2], the reference's log-probability of each answer in nats, summed over its
+            targets; None where the objective needs none.
+    """
+
+    sequences: NDArray[np.int64]
+    reference: NDArray[np.float64] | None
+
+    @property
+    def num_units(self) -> int:
+        return int(self.sequences.max(initial=-1) + 1) // 2
+
+    def rows(self, start: int, stop: int) -> PairBatch:
+        """The rows ``[start, stop)``, with their pairs counted from 0 again."""
+        before, here = self.sequences[:start], self.sequences[start:stop]
+        first = int(before.max(initial=-1) + 1)
+        last = max(first, int(here.max(initial=-1) + 1))
+        return PairBatch(
+            self.input_ids[start:stop],
+            self.labels[start:stop],
+            self.position_ids[start:stop],
+            np.where(here < 0, -1, here - first),
+            None if self.reference is None else self.reference[first // 2 : last // 2],
+        )
+
+
+class Rows(Protocol):
+    """What a run reads. The rows of a step are a pure function of (seed, step), so a run resumes from its step alone."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def batch_of_step(self, step: int, num_rows: int, seed: int) -> Batch:
+        """The global batch of optimiser step ``step``, from 0."""
+        ...
+
+    def in_order(self, num_rows: int) -> Iterator[Batch]:
+        """All rows once, in order, in batches of at most ``num_rows``."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from ..data.packing import Batch, PackedRows
+from ..data.packing import Batch, Rows
 from ..errors import TrainingError
 from .checkpointing import load_state, save_state
 from .metrics import MetricsFile, read_metrics
@@ -66,7 +66,7 @@ class TrainResult:
 
 def train(
     model: nn.Module,
-    rows: PackedRows,
+    rows: Rows,
     objective: Objective,
     settings: TrainSettings,
     folder: Path,
@@ -154,7 +154,7 @@ def train_step(
         if micro_batch.num_targets == 0:
             continue
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast):
-            loss: Tensor = objective(model, micro_batch) / batch.num_targets
+            loss = objective(model, micro_batch).loss / batch.num_units
         loss.backward()
         total += loss.detach()
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,8 +14,21 @@ from torch import Tensor, nn
 from ..data.packing import IGNORED, Batch
 from ..errors import TrainingError
 
-# (model, batch) -> sum of the loss over the batch's targets, a scalar in float32 on the model's device
-Objective = Callable[[nn.Module, Batch], Tensor]
+
+@dataclass(frozen=True)
+class Measured:
+    """What an objective makes of a batch.
+
+    Attributes:
+        loss: Sum over the batch's units (targets, or pairs), a scalar in float32 on the model's device, with gradient.
+        sums: More figures, each summed over units in the same way, detached; the loop logs their means.
+    """
+
+    loss: Tensor
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+
+Objective = Callable[[nn.Module, Batch], Measured]
 
 
 def require_document_mask(model: nn.Module) -> None:
@@ -34,7 +48,8 @@ def require_document_mask(model: nn.Module) -> None:
     training = model.training
     model.eval()
     with torch.inference_mode():
-        together, alone = causal_lm(model, packed).item(), sum(causal_lm(model, half).item() for half in halves)
+        together = causal_lm(model, packed).loss.item()
+        alone = sum(causal_lm(model, half).loss.item() for half in halves)
     model.train(training)
     if not math.isclose(together, alone, rel_tol=2e-4):
         raise TrainingError(
@@ -43,7 +58,7 @@ def require_document_mask(model: nn.Module) -> None:
         )
 
 
-def causal_lm(model: nn.Module, batch: Batch) -> Tensor:
+def causal_lm(model: nn.Module, batch: Batch) -> Measured:
     """Cross-entropy of each next token, in nats, summed over all targets.
 
     No attention mask is passed: from position ids that restart, transformers builds the document mask itself (with an
@@ -59,4 +74,10 @@ def causal_lm(model: nn.Module, batch: Batch) -> Tensor:
         for array in (batch.input_ids, batch.labels, batch.position_ids)
     )
     logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
-    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return Measured(loss)
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss of :func:`causal_lm`, for evaluation."""
+    return causal_lm(model, batch).loss

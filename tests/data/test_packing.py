@@ -75,7 +75,7 @@ def test_packed_loss_is_the_loss_of_the_documents_alone_or_the_family_is_refused
     except TrainingError:
         return
     docs = documents([9, 5, 14, 3, 7, 2, 11])
-    packed = sum(causal_lm(model, batch).item() for batch in pack(docs, 16).in_order(2))
+    packed = sum(causal_lm(model, batch).loss.item() for batch in pack(docs, 16).in_order(2))
     alone = 0.0
     for begin, end in zip(docs.offsets, docs.offsets[1:], strict=False):
         ids = torch.tensor(docs.tokens[None, begin:end].astype(np.int64))
@@ -89,7 +89,7 @@ def test_without_document_mask_documents_see_one_another() -> None:
     docs = documents([9, 7])
     masked, open_rows = (next(pack(docs, 16, mask).in_order(1)) for mask in (True, False))
     assert (masked.input_ids == open_rows.input_ids).all()
-    assert abs(causal_lm(model, masked).item() - causal_lm(model, open_rows).item()) > 1e-3
+    assert abs(causal_lm(model, masked).loss.item() - causal_lm(model, open_rows).loss.item()) > 1e-3
 
 
 def test_each_epoch_is_a_permutation_and_steps_are_a_function_of_seed_and_step() -> None:

@@ -21,7 +21,7 @@ from depthup.errors import TrainingError
 from depthup.evaluation.heldout import held_out_loss
 from depthup.training.loop import TrainSettings, make_optimizer, train, train_step
 from depthup.training.metrics import read_metrics
-from depthup.training.objectives import causal_lm
+from depthup.training.objectives import Measured, causal_lm, summed_loss
 from depthup.training.schedule import Schedule
 
 SETTINGS = TrainSettings(Schedule("cosine", 6, 2), learning_rate=1e-2, rows_per_step=8, micro_batch_rows=8)
@@ -44,7 +44,7 @@ def test_the_loss_is_transformers_own() -> None:
     docs = TokenizedDocuments(ids.numpy().astype(np.int32).ravel(), np.cumsum([0, *lengths]))
     (batch,) = pack(docs, 24).in_order(3)
     oracle = model(input_ids=ids, labels=ids).loss
-    assert causal_lm(model, batch).item() / batch.num_targets == pytest.approx(oracle.item(), rel=1e-6)
+    assert causal_lm(model, batch).loss.item() / batch.num_targets == pytest.approx(oracle.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("micro_batch_rows", [1, 3, 5])
@@ -83,7 +83,7 @@ def test_training_lowers_the_held_out_loss_and_writes_each_step(tmp_path: Path) 
     rows, model = make_rows(), pico.model("llama")
 
     def evaluate(current: torch.nn.Module) -> float:
-        return held_out_loss(current, rows, causal_lm).loss
+        return held_out_loss(current, rows, summed_loss).loss
 
     before = evaluate(model)
     settings = replace(SETTINGS, schedule=Schedule("cosine", 30, 2), eval_every=10)
@@ -98,13 +98,13 @@ def test_training_lowers_the_held_out_loss_and_writes_each_step(tmp_path: Path) 
     assert result.held_out_loss < before - 0.2
     assert result.num_tokens_seen == steps[-1]["tokens_seen"]
     assert steps[0]["loss"] == pytest.approx(
-        causal_lm(pico.model("llama"), batch := rows.batch_of_step(0, 8, 0)).item() / batch.num_targets, rel=1e-5
+        causal_lm(pico.model("llama"), batch := rows.batch_of_step(0, 8, 0)).loss.item() / batch.num_targets, rel=1e-5
     )
 
 
 def test_the_batch_size_does_not_change_the_held_out_loss() -> None:
     rows, model = make_rows(), pico.model("llama")
-    losses = [held_out_loss(model, rows, causal_lm, rows_per_batch=size).loss for size in (1, 4, 100)]
+    losses = [held_out_loss(model, rows, summed_loss, rows_per_batch=size).loss for size in (1, 4, 100)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
@@ -112,8 +112,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_changes_no_weight(tmp_path:
     model = pico.model("llama")
     before = weights(model).clone()
 
-    def broken(current: torch.nn.Module, batch: object) -> torch.Tensor:
-        return causal_lm(current, batch) * float("nan")
+    def broken(current: torch.nn.Module, batch: object) -> Measured:
+        return Measured(causal_lm(current, batch).loss * float("nan"))
 
     with pytest.raises(TrainingError, match="the update was not applied"):
         train(model, make_rows(), broken, SETTINGS, tmp_path, progress=False)
@@ -127,7 +127,7 @@ sys.path[:0] = {paths!r}
 from dataclasses import replace
 from pathlib import Path
 import torch
-from test_loop import SETTINGS, make_rows, pico, causal_lm, train, held_out_loss, Schedule
+from test_loop import SETTINGS, make_rows, pico, causal_lm, summed_loss, train, held_out_loss, Schedule
 torch.set_num_threads(1)
 rows, model = make_rows(), pico.model("llama")
 kill_at, how = int(sys.argv[2]), int(sys.argv[3])
@@ -139,7 +139,7 @@ def objective(current, batch):
         os.kill(os.getpid(), how)
     return causal_lm(current, batch)
 settings = replace(SETTINGS, schedule=Schedule("cosine", 8, 2), checkpoint_every=3, eval_every=2)
-evaluate = lambda current: held_out_loss(current, rows, causal_lm).loss
+evaluate = lambda current: held_out_loss(current, rows, summed_loss).loss
 train(model, rows, objective, settings, Path(sys.argv[1]), evaluate=evaluate, progress=False)
 torch.save(model.state_dict(), Path(sys.argv[1]) / "end.pt")
 """
