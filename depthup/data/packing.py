@@ -59,8 +59,8 @@ class PairBatch(Batch):
     """Rows that hold whole preference pairs, padding-free: chosen and rejected of a pair stand in one row.
 
     Attributes:
-        sequences: int64 [num_rows, row_tokens]; at each target 2 p for the chosen and 2 p + 1 for the rejected answer of
-            pair p (pairs are counted through the batch, row by row); -1 elsewhere.
+        sequences: int64 [num_rows, row_tokens]; at each target 2 p for the chosen and 2 p + 1 for the rejected answer
+            of pair p (pairs are counted through the batch, row by row); -1 elsewhere.
         reference: float64 [num_pairs, 2], the reference's log-probability of each answer in nats, summed over its
             targets; None where the objective needs none.
     """
@@ -87,7 +87,7 @@ class PairBatch(Batch):
 
 
 class Rows(Protocol):
-    """What a run reads. The rows of a step are a pure function of (seed, step), so a run resumes from its step alone."""
+    """What a run reads. A step's rows are a pure function of (seed, step): a run resumes from its step alone."""
 
     @property
     def num_rows(self) -> int: ...
