@@ -128,18 +128,19 @@ def _schedule(weights: tuple[float, ...]) -> NDArray[np.int64]:
 
     Tijdeman's rule (The chairman assignment problem, Discrete Mathematics 32, 1980): of the sources that are far
     enough behind their share, the one whose turn would be overdue first. In every prefix each source is less than one
-    place off its share. All in integers: n places of source i in a period, k sources.
+    place off its share. ``behind`` is share less places so far, times the period.
     """
-    places = np.asarray(_places(weights), np.int64)
-    period, slack = int(places.sum()), max(2 * len(places) - 2, 1)
-    behind = np.zeros(len(places), np.int64)  # share so far less places so far, times the period
+    places = _places(weights)
+    sources = range(len(places))
+    period, slack = sum(places), max(2 * len(places) - 2, 1)
+    behind = [0] * len(places)
     schedule = np.empty(period, np.int64)
     for place in range(period):
-        behind += places
-        ready = slack * behind >= period
-        due = np.where(ready, (slack * (period - behind) - period) / places, np.inf)
-        schedule[place] = chosen = int(np.argmin(due))
+        behind = [behind[source] + places[source] for source in sources]
+        ready = [source for source in sources if slack * behind[source] >= period]
+        chosen = min(ready, key=lambda source: (slack * (period - behind[source]) - period) / places[source])
         behind[chosen] -= period
+        schedule[place] = chosen
     assert (np.bincount(schedule, minlength=len(places)) == places).all()
     schedule.flags.writeable = False
     return schedule
