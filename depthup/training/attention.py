@@ -8,6 +8,7 @@ flash attention, on CPU one causal call for each document, elsewhere the dense m
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,8 @@ from ..models import attention_interfaces
 
 NAME = "depthup_varlen"
 _MIN_DOCUMENTS = 64
-_VARLEN_PARAMETERS = frozenset(inspect.signature(varlen_attn).parameters)  # torch 2.11 has not all of them
+_flash: Callable[..., Any] = varlen_attn
+_PARAMETERS = frozenset(inspect.signature(varlen_attn).parameters)  # 2.11: no enable_gqa; 2.10: no window either
 
 
 def document_borders(position_ids: NDArray[np.int64]) -> tuple[NDArray[np.int32], int]:
@@ -184,7 +186,7 @@ def by_document(
     key, value = _repeat(key, groups), _repeat(value, groups)
     ends = sorted(set(borders.tolist()))
     pieces: list[list[Tensor]] = [[] for _ in range(len(query))]
-    for begin, end in zip(ends[:-1], ends[1:], strict=True):
+    for begin, end in itertools.pairwise(ends):
         row, start = divmod(begin, row_tokens)
         part = (slice(row, row + 1), slice(None), slice(start, start + end - begin))
         mask = _near(end - begin, window) if window is not None and end - begin > window else None
@@ -201,7 +203,7 @@ def by_flash(
 ) -> Tensor:  # fmt: skip
     """torch's variable-length flash attention, over all rows laid end to end."""
     num_rows, _, row_tokens, _ = query.shape
-    known = _VARLEN_PARAMETERS
+    known = _PARAMETERS
     if groups > 1 and "enable_gqa" not in known:
         key, value = _repeat(key, groups), _repeat(value, groups)
     if "scale" not in known:
@@ -218,7 +220,7 @@ def by_flash(
             next_step="update torch, or load the model with attn_implementation 'sdpa'",
         )
     flat = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
-    found: Tensor = varlen_attn(
+    found: Tensor = _flash(
         *flat, borders, borders, longest, longest, **{name: options[name] for name in options if name in known}
     )
     return found.view(num_rows, row_tokens, *found.shape[1:])

@@ -256,8 +256,8 @@ def require_reference_is_policy(
 def alarms(history: Sequence[Mapping[str, float]]) -> list[str]:
     """What is wrong with a preference run, from the means of its steps so far (oldest first); often nothing.
 
-    The signs are those of issue threads and papers (``reference`` of the project, training 5.4): a loss that vanishes
-    early, both answers growing unlikely (arXiv:2401.01967, 2402.13228), pairs of equal answers, margins that explode.
+    Looked for are a loss that vanishes early, both answers growing unlikely (likelihood displacement, arXiv:2402.13228
+    and 2410.08847), pairs of equal answers, and margins that explode.
 
     Args:
         history: For each step ``loss`` and the sums of :func:`dpo` as means over pairs.

@@ -63,9 +63,7 @@ class Head:
 
         return self._through(model, batch, positions, logps).flatten()
 
-    def _through(
-        self, model: nn.Module, batch: Batch, positions: Tensor, compute: Callable[..., Tensor]
-    ) -> Tensor:  # fmt: skip
+    def _through(self, model: nn.Module, batch: Batch, positions: Tensor, compute: Callable[..., Tensor]) -> Tensor:
         """Call the model with ``compute`` in place of its head; what it returns comes out as logits, times scale."""
         head = _linear_head(model)
         assert head is not None, "choose_head found one"
@@ -76,10 +74,11 @@ class Head:
                     f"the head was called with {list(hidden.shape)} for a batch of {list(batch.input_ids.shape)}",
                     next_step="set the loss back end to full",
                 )
-            states, bias = hidden.flatten(0, 1)[positions], head.bias
-            if self.scale != 1:
-                states, bias = states * self.scale, None if bias is None else bias * self.scale
-            return compute(states, head.weight, bias).view(1, -1, 1)
+            states, offset = hidden.flatten(0, 1)[positions], head.bias
+            if self.scale == 1:
+                return compute(states, head.weight, offset).view(1, -1, 1)
+            scaled = None if offset is None else offset * self.scale
+            return compute(states * self.scale, head.weight, scaled).view(1, -1, 1)
 
         with _replaced(head, forward):
             found: Tensor = model(**model_inputs(model, batch)).logits
@@ -195,7 +194,7 @@ def _linear_head(model: nn.Module) -> nn.Linear | None:
 @contextlib.contextmanager
 def _replaced(head: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """The head with another forward pass; its hooks, FSDP2's among them, still run."""
-    head.forward = forward  # type: ignore[method-assign, assignment]
+    head.forward = forward
     try:
         yield
     finally:

@@ -75,7 +75,7 @@ def choose_backend(device_type: str) -> str:
     On CPU it is the fastest and smallest of those there (``docs/results/kernels.json``). On CUDA it is the one whose
     weight gradient is summed in float32 whatever the type of the weights (in bfloat16 the sum over chunks is biased),
     and its softmax is one compiled pass. ``native`` accumulates in the weights' type by default and breaks a compiled
-    graph; ``liger`` is a package of its own. Measure with ``benchmarks/kernels.py`` and name another where it is faster.
+    graph; ``liger`` is a package of its own. Measure with ``benchmarks/kernels.py``; name another where it is faster.
     """
     return "chunked"
 

@@ -66,7 +66,7 @@ def require_document_mask(model: nn.Module) -> None:
         TrainingError: Documents in a row would see one another.
     """
     packed = _sample([8, 8])
-    halves = (_columns(packed, slice(0, 8)), packed_part(packed, slice(8, 16)))
+    halves = (_columns(packed, slice(0, 8)), _columns(packed, slice(8, 16)))
     together = _eval_loss(model, packed)
     alone = sum(_eval_loss(model, half) for half in halves)
     if not math.isclose(together, alone, rel_tol=2e-4):
