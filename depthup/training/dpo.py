@@ -240,8 +240,8 @@ def require_reference_is_policy(
     """
     if not settings.needs_reference:
         return
-    means = {name: float(value) / num_pairs for name, value in measured.sums.items()}
-    loss = float(measured.loss) / num_pairs - settings.nll_weight * means["nll/chosen"]
+    means = {name: value.item() / num_pairs for name, value in measured.sums.items()}
+    loss = measured.loss.item() / num_pairs - settings.nll_weight * means["nll/chosen"]
     expected = settings.start_loss
     rewards = [means["rewards/chosen"], means["rewards/rejected"], math.sqrt(means["rewards/margins_squared"])]
     off = [abs(loss - expected) / max(1.0, abs(expected)), *map(abs, rewards)]

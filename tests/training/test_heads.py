@@ -174,7 +174,9 @@ def test_sharded_by_fsdp(one_rank: Any, family: str, own_group: bool) -> None:
         value = compute(model, batch)
         (value * torch.arange(1, value.numel() + 1).view_as(value)).sum().backward()
         gradient = torch.cat([p.grad.full_tensor().flatten() for p in model.parameters()])
-        torch.testing.assert_close([value.detach(), gradient], expected[2 * index : 2 * index + 2], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            [value.detach(), gradient], expected[2 * index : 2 * index + 2], rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.filterwarnings("ignore")

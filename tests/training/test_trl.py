@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from depthup.data.packing import IGNORED, Batch, PairBatch
-from depthup.training.dpo import answer_logps, dpo
+from depthup.training.dpo import Preference, answer_logps, dpo
 from depthup.training.heads import Head
 from depthup.training.objectives import CausalLM, Objective, choose_attention
 
@@ -72,9 +73,7 @@ def test_masked_sft(sft_trainer: Any, padding_free: bool) -> None:
 
     rng = np.random.default_rng(0)
     sequences = [(sequence(rng, *lengths), lengths[0]) for lengths in LENGTHS]
-    examples = [
-        {"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]} for ids, prompt in sequences
-    ]
+    examples = [{"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]} for ids, prompt in sequences]
     collated = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=padding_free)(examples)
     found = row(sequences)
     del found["sequences"]
@@ -161,3 +160,18 @@ def test_figures_of_pairs(dpo_trainer: Any) -> None:
     for name in names:
         assert measured.sums[name].item() / 3 == pytest.approx(trainer._metrics["eval"][name][-1], rel=1e-4), name
     assert measured.sums["lengths/chosen"].item() == 5 + 7 + 9
+
+
+@pytest.mark.parametrize("loss_type", ["simpo", "sigmoid"])
+def test_simpo_and_smoothed_sigmoid(loss_type: str) -> None:
+    """TRL has both in its CPO trainer, as a function of two columns of scores."""
+    from trl.experimental.cpo import CPOTrainer
+
+    options = {"beta": 2.0, **({"gamma": 0.8} if loss_type == "simpo" else {"label_smoothing": 0.2})}
+    trainer = SimpleNamespace(
+        alpha=0.0, accelerator=SimpleNamespace(device="cpu"), loss_type=loss_type, beta=2.0, simpo_gamma=0.8,
+        label_smoothing=options.get("label_smoothing", 0.0),
+    )  # fmt: skip
+    scores = torch.randn(2, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    oracle, *_ = CPOTrainer.cpo_loss(trainer, *scores)
+    torch.testing.assert_close(Preference(loss_type, **options).pair_losses(*scores), oracle)
