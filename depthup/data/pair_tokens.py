@@ -1,4 +1,4 @@
-"""Preference pairs as token ids on disk: one flat memory-mapped array, and where each prompt and answer stands in it."""
+"""Preference pairs as token ids on disk: one flat memory-mapped array, and where prompts and answers stand in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Encode = Callable[[Sequence[Message], str], tuple[list[int], list[int]]]
 # the least (Zephyr, arXiv:2310.16944, keeps 512 of 1024), then answers lose their end; "end": each text loses its end
 # (TRL's keep_start); "drop": the pair is left out.
 Truncate = Literal["prompt", "end", "drop"]
-_TOKENS, _SPANS, _SOURCES, _ABOUT = "tokens.bin", "spans.npy", "sources.npy", "pairs.json"
+_TOKENS, _ARRAYS, _ABOUT = "tokens.bin", "pairs.npz", "pairs.json"
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class TokenizedPairs:
         spans: int64 [num_pairs, 4]; in ``tokens`` the prompt of pair i begins at ``spans[i, 0]``, the chosen answer at
             ``spans[i, 1]``, the rejected one at ``spans[i, 2]``, which ends at ``spans[i, 3]``.
         sources: int32 [num_pairs], index in ``source_names``.
+        truncated: bool [num_pairs], whether the pair lost tokens to ``max_tokens``.
         source_names: The collections.
-        num_truncated: Of all pairs that were written, those that lost tokens to ``max_tokens``.
-        dropped: Why rows were left out -> how many.
+        dropped: Why rows were left out when the pairs were written -> how many.
     """
 
     tokens: NDArray[np.int32]
     spans: NDArray[np.int64]
     sources: NDArray[np.int32]
+    truncated: NDArray[np.bool_]
     source_names: tuple[str, ...]
-    num_truncated: int
     dropped: Mapping[str, int]
 
     @property
@@ -73,7 +73,9 @@ class TokenizedPairs:
 
     def subset(self, indices: NDArray[np.int64]) -> TokenizedPairs:
         """These pairs, in this order; the tokens stay where they are. A chunk of sDPO is one."""
-        return replace(self, spans=self.spans[indices], sources=self.sources[indices])
+        return replace(
+            self, spans=self.spans[indices], sources=self.sources[indices], truncated=self.truncated[indices]
+        )
 
     def digest(self) -> str:
         """Hex SHA-256 of the ids, pair by pair: what log-probabilities of the pairs depend on besides the model."""
@@ -107,13 +109,12 @@ def write_pairs(
         progress: Called with 1 for each row.
 
     Raises:
-        DataError: No pair is left, an answer lacks its end-of-turn, or the prompt has other ids beside the other answer.
+        DataError: No pair is left, an answer lacks its end-of-turn, or the two answers' prompts differ in their ids.
     """
     if max_tokens < 2:
         raise DataError(f"max_tokens is {max_tokens}", allowed="at least 2: one token and the one that follows")
-    spans, sources, dropped = [], [], Counter[str]()
+    spans, sources, truncated, dropped = [np.zeros(4, np.int64)], [], [], Counter[str]()
     names: dict[str, int] = {}
-    position, num_truncated = 0, 0
     with open(folder / _TOKENS, "wb") as file:
         for pair in pairs:
             if progress:
@@ -126,34 +127,104 @@ def write_pairs(
             if isinstance(kept, str):
                 dropped[kept] += 1
                 continue
-            num_truncated += kept != ids
             file.write(np.concatenate([np.asarray(part, np.int32) for part in kept]).tobytes())
-            spans.append(position + np.cumsum([0, *map(len, kept)]))
-            position = int(spans[-1][-1])
+            spans.append(spans[-1][-1] + np.cumsum([0, *map(len, kept)]))
             sources.append(names.setdefault(pair.source, len(names)))
-    if not spans:
+            truncated.append(kept != ids)
+    if not sources:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common()) or "there is no row"
         raise DataError(f"no preference pair is left ({reasons})", next_step="add pairs, or raise max_tokens")
-    np.save(folder / _SPANS, np.asarray(spans, np.int64))
-    np.save(folder / _SOURCES, np.asarray(sources, np.int32))
-    write_json(
-        folder / _ABOUT,
-        {"source_names": list(names), "num_truncated": num_truncated, "dropped": dict(sorted(dropped.items()))},
+    np.savez(
+        folder / _ARRAYS,
+        spans=np.asarray(spans[1:], np.int64),
+        sources=np.asarray(sources, np.int32),
+        truncated=np.asarray(truncated, np.bool_),
     )
+    write_json(folder / _ABOUT, {"source_names": list(names), "dropped": dict(sorted(dropped.items()))})
     return open_pairs(folder)
 
 
 def open_pairs(folder: Path) -> TokenizedPairs:
     """Open what :func:`write_pairs` wrote, without reading the tokens into memory."""
     about = json.loads((folder / _ABOUT).read_text())
-    return TokenizedPairs(
-        np.memmap(folder / _TOKENS, dtype=np.int32, mode="r"),
-        np.load(folder / _SPANS),
-        np.load(folder / _SOURCES),
-        tuple(about["source_names"]),
-        about["num_truncated"],
-        about["dropped"],
+    tokens = np.memmap(folder / _TOKENS, dtype=np.int32, mode="r")
+    with np.load(folder / _ARRAYS) as arrays:
+        return TokenizedPairs(
+            tokens, arrays["spans"], arrays["sources"], arrays["truncated"], tuple(about["source_names"]),
+            about["dropped"],
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of some counts: mean, median, 95th percentile and largest."""
+
+    mean: float
+    median: float
+    p95: float
+    largest: int
+
+
+@dataclass(frozen=True)
+class PairStatistics:
+    """What to look at before training on pairs; shares are from 0 to 1.
+
+    Attributes:
+        num_pairs: Pairs.
+        num_tokens: Tokens of one forward pass over all of them, each pair as two documents.
+        prompt, chosen, rejected: Tokens of each.
+        chosen_longer: Share of pairs whose chosen answer has more tokens. Far from one half, length gives the answer
+            away, and the policy may learn length alone.
+        shared_start: Mean share of the shorter answer with which both answers begin.
+        overlap: Mean share of the longer answer's tokens that stand in the other one too, in any order.
+        truncated: Share of pairs that lost tokens to ``max_tokens``.
+        sources: Name of the source -> its pairs.
+        dropped: Why rows were left out -> how many.
+    """
+
+    num_pairs: int
+    num_tokens: int
+    prompt: Spread
+    chosen: Spread
+    rejected: Spread
+    chosen_longer: float
+    shared_start: float
+    overlap: float
+    truncated: float
+    sources: Mapping[str, int]
+    dropped: Mapping[str, int]
+
+
+def describe(pairs: TokenizedPairs) -> PairStatistics:
+    """Lengths, overlap and losses of pairs."""
+    answers = pairs.answer_lengths
+    starts, overlaps = [], []
+    for index in range(pairs.num_pairs):
+        _, chosen, rejected = pairs.pair(index)
+        shorter = min(len(chosen), len(rejected))
+        unlike = np.flatnonzero(chosen[:shorter] != rejected[:shorter])
+        starts.append((int(unlike[0]) if len(unlike) else shorter) / shorter)
+        shared = Counter(chosen.tolist()) & Counter(rejected.tolist())
+        overlaps.append(shared.total() / max(len(chosen), len(rejected)))
+    counts = np.bincount(pairs.sources, minlength=len(pairs.source_names)).tolist()
+    return PairStatistics(
+        num_pairs=pairs.num_pairs,
+        num_tokens=int(pairs.lengths.sum()),
+        prompt=_spread(pairs.prompt_lengths),
+        chosen=_spread(answers[:, 0]),
+        rejected=_spread(answers[:, 1]),
+        chosen_longer=float((answers[:, 0] > answers[:, 1]).mean()),
+        shared_start=float(np.mean(starts)),
+        overlap=float(np.mean(overlaps)),
+        truncated=float(pairs.truncated.mean()),
+        sources={name: count for name, count in zip(pairs.source_names, counts, strict=True) if count},
+        dropped=dict(pairs.dropped),
     )
+
+
+def _spread(counts: NDArray[np.int64]) -> Spread:
+    median, p95 = np.percentile(counts, [50, 95]).tolist()
+    return Spread(float(counts.mean()), median, p95, int(counts.max()))
 
 
 _Ids = tuple[list[int], list[int], list[int]]  # prompt, chosen, rejected

@@ -71,7 +71,7 @@ class PairRows:
         """The pairs with these indices, packed by best fit; their order in the batch is that of the rows."""
         order, row_offsets = self._packed(indices)
         num_empty = -(len(row_offsets) - 1) % self.rows_multiple
-        return self._filled(order, np.append(row_offsets, [row_offsets[-1]] * num_empty))
+        return self._filled(order, np.pad(row_offsets, (0, num_empty), mode="edge"))
 
     def in_order(self, num_rows: int) -> Iterator[PairBatch]:
         """All pairs once, packed together, in batches of at most ``num_rows`` rows (rows here, not pairs)."""
