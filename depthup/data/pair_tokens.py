@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..files import write_json
-from .preferences import Dropped, Message, PreferencePair, Reason
+from .conversations import Message
+from .preferences import Dropped, PreferencePair, Reason
 
-# (prompt, answer) -> (ids of the prompt up to where the answer begins, ids of the answer with its end-of-turn)
-Encode = Callable[[Sequence[Message], str], tuple[list[int], list[int]]]
+# (prompt, answer) -> (ids of the prompt up to where the answer begins, ids of the answer with its end-of-turn), or the
+# reason why the pair is left out
+Encode = Callable[[Sequence[Message], str], tuple[list[int], list[int]] | str]
 # What happens to a pair longer than max_tokens. "prompt": the prompt loses its beginning, down to half of max_tokens at
 # the least (Zephyr, arXiv:2310.16944, keeps 512 of 1024), then answers lose their end; "end": each text loses its end
 # (TRL's keep_start); "drop": the pair is left out.
@@ -123,7 +125,7 @@ def write_pairs(
                 dropped[pair.reason] += 1
                 continue
             ids = _encoded(pair, encode, frozenset(end_of_turn))
-            kept = _truncated(ids, max_tokens, begin_of_text, truncate)
+            kept = ids if isinstance(ids, str) else _truncated(ids, max_tokens, begin_of_text, truncate)
             if isinstance(kept, str):
                 dropped[kept] += 1
                 continue
@@ -230,9 +232,11 @@ def _spread(counts: NDArray[np.int64]) -> Spread:
 _Ids = tuple[list[int], list[int], list[int]]  # prompt, chosen, rejected
 
 
-def _encoded(pair: PreferencePair, encode: Encode, end_of_turn: frozenset[int]) -> _Ids:
-    prompt, chosen = encode(pair.prompt, pair.chosen)
-    other_prompt, rejected = encode(pair.prompt, pair.rejected)
+def _encoded(pair: PreferencePair, encode: Encode, end_of_turn: frozenset[int]) -> _Ids | str:
+    better, worse = encode(pair.prompt, pair.chosen), encode(pair.prompt, pair.rejected)
+    if isinstance(better, str) or isinstance(worse, str):
+        return better if isinstance(better, str) else str(worse)
+    (prompt, chosen), (other_prompt, rejected) = better, worse
     if prompt != other_prompt:
         raise DataError(
             f"the prompt of {pair.name} has other ids before the chosen than before the rejected answer",

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import DataError, shown
-from .sources import Files, Split, _rows, split_of
+from .conversations import Message, RowSource, read_turns
+from .sources import Row, Split, require_text, split_of
 
 Reason = Literal[
     "chosen equals rejected",
@@ -33,14 +33,6 @@ Reason = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a dialogue; ``role`` is system, user, assistant or tool."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
 class PreferencePair:
     """Two answers to one prompt.
 
@@ -49,7 +41,7 @@ class PreferencePair:
         chosen: The better answer.
         rejected: The worse one, another text.
         name: Finds the row again, as in ``pairs.jsonl:17``.
-        source: The collection that it is from.
+        source: The file or data set that it is from.
         margin: Score of the chosen less that of the rejected answer, where the row tells.
     """
 
@@ -69,53 +61,39 @@ class Dropped:
     reason: Reason
 
 
-@dataclass(frozen=True)
-class PreferenceFiles:
-    """Local files of preference rows: ``.jsonl`` and ``.json`` (each also with ``.gz``), ``.parquet``.
+def read_pairs(source: RowSource, min_margin: float | None = None) -> Iterator[PreferencePair | Dropped]:
+    """Each row of a source as a pair, or as the reason why it is none.
 
-    Attributes:
-        paths: Files, or folders whose files of these kinds are taken in order of their names. Each is a source.
-        min_margin: Rows whose scores differ by less are left out; rows without scores are kept. None keeps all.
-    """
-
-    paths: tuple[str, ...]
-    min_margin: float | None = None
-
-    def pairs(self) -> Iterator[PreferencePair | Dropped]:
-        """Each row as a pair, or as the reason why it is none.
-
-        Raises:
-            DataError: A file is missing or unreadable, or a row has no known spelling (file and row are named).
-        """
-        for path in Files(self.paths)._files():
-            source = path.name.partition(".")[0]
-            for number, row in _rows(path):
-                yield read_pair(row, f"{path.name}:{number}", source, self.min_margin)
-
-    def identity(self, digest: Callable[[Path], str]) -> dict[str, Any]:
-        """JSON that changes when the pairs do; ``digest`` gives the SHA-256 of a file."""
-        files = [{"name": path.name, "sha256": digest(path)} for path in Files(self.paths)._files()]
-        return {"source": "preference-files", "files": files, "min_margin": self.min_margin}
-
-
-def read_pair(row: Any, name: str, source: str = "", min_margin: float | None = None) -> PreferencePair | Dropped:
-    """One row of any known spelling (docs/preferences.md lists them).
+    Args:
+        source: Files, or a data set of the hub; its rows may be of several spellings.
+        min_margin: Rows whose scores differ by less are dropped; rows without scores are kept. None keeps all.
 
     Raises:
-        DataError: The row has no known spelling, or a field of it holds no text.
+        DataError: A row has no known spelling, or a field of it holds no text; file and row are named.
     """
-    if not isinstance(row, Mapping):
-        raise DataError(f"{name} is {shown(row)}, no row with fields", next_step="write one JSON object per row")
-    row = {key: value for key, value in row.items() if value is not None}
-    chosen, rejected, margin = _answers(row, name)
-    given = _prompt(row, name)
-    dialogues = (_dialogue(given, chosen, name), _dialogue(given, rejected, name))
+    for row in source.rows():
+        yield pair_of(row, min_margin)
+
+
+def pair_of(row: Row, min_margin: float | None = None) -> PreferencePair | Dropped:
+    """The pair of one row of any known spelling (docs/preferences.md lists them); see :func:`read_pairs`."""
+    if not isinstance(row.value, Mapping):
+        raise DataError(
+            f"{row.place} is {shown(row.value)}", allowed="an object with fields, as in {prompt, chosen, rejected}"
+        )
+    fields = {key: value for key, value in row.value.items() if value is not None}
+    chosen, rejected, margin = _answers(fields, row.place)
+    given = _prompt(fields, row.place)
+    dialogues = (_dialogue(given, chosen, row.place), _dialogue(given, rejected, row.place))
     reason = _defect(*dialogues)
     if reason is None and margin is not None and min_margin is not None and margin < min_margin:
         reason = "margin too small"
     if reason is not None:
-        return Dropped(name, reason)
-    return PreferencePair(dialogues[0][:-1], dialogues[0][-1].content, dialogues[1][-1].content, name, source, margin)
+        return Dropped(row.name, reason)
+    source = row.name.rpartition(":")[0]
+    return PreferencePair(
+        dialogues[0][:-1], dialogues[0][-1].content, dialogues[1][-1].content, row.name, source, margin
+    )
 
 
 def select_pairs(
@@ -150,12 +128,6 @@ def select_pairs(
         yield pair
 
 
-_ROLES = {
-    "system": "system",
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assistant"),
-    **dict.fromkeys(("tool", "function", "function_response", "observation"), "tool"),
-}
 _PROMPT_FIELDS = ("prompt", "conversations", "question", "instruction", "input", "messages")
 _ANSWER_FIELDS = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
 _LIST_FIELDS = ("responses", "completions", "candidates")
@@ -164,21 +136,21 @@ _SCORE_FIELDS = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_
 _TURN = re.compile(r"\n\n(Human|Assistant):")  # as in HH-RLHF (Bai et al. 2022, arXiv:2204.05862)
 
 
-def _answers(row: Mapping[str, Any], name: str) -> tuple[Any, Any, float | None]:
+def _answers(row: Mapping[str, Any], place: str) -> tuple[Any, Any, float | None]:
     """(chosen, rejected, margin), the answers as they stand in the row."""
     for chosen, rejected in _ANSWER_FIELDS:
         if chosen in row and rejected in row:
             for better, worse in _SCORE_FIELDS:
                 if better in row and worse in row:
-                    return row[chosen], row[rejected], _number(row[better], name) - _number(row[worse], name)
+                    return row[chosen], row[rejected], _number(row[better], place) - _number(row[worse], place)
             return row[chosen], row[rejected], None
     for field in _LIST_FIELDS:
         if isinstance(row.get(field), (list, tuple)):
-            scored = _scored(row, field, name)
+            scored = _scored(row, field, place)
             best, worst = max(scored, key=_score), min(scored, key=_score)
             return best[1], worst[1], best[0] - worst[0]
     raise DataError(
-        f"{name} is no preference pair; its fields: {shown(', '.join(map(str, row)), 200)}",
+        f"{place} is no preference pair; its fields: {shown(', '.join(map(str, row)), 200)}",
         allowed="chosen and rejected, with prompt, question, instruction or conversations; or responses with scores",
         next_step="rename its fields (docs/preferences.md lists the spellings)",
     )
@@ -188,7 +160,7 @@ def _score(scored: tuple[float, Any]) -> float:
     return scored[0]
 
 
-def _scored(row: Mapping[str, Any], field: str, name: str) -> list[tuple[float, Any]]:
+def _scored(row: Mapping[str, Any], field: str, place: str) -> list[tuple[float, Any]]:
     """(score, answer) of a list of answers: scores stand beside it, or in each of its members."""
     answers = row[field]
     scores = next((row[key] for key in ("scores", "ratings") if key in row), None)
@@ -198,23 +170,23 @@ def _scored(row: Mapping[str, Any], field: str, name: str) -> list[tuple[float, 
         scores = [next((answer[key] for key in keys if answer.get(key) is not None), None) for answer in answers]
     if not isinstance(scores, (list, tuple)) or len(scores) != len(answers) or len(answers) < 2:
         raise DataError(
-            f"{name} has no score for each of at least two {field}", allowed="a list of numbers in 'scores'"
+            f"{place} has no score for each of at least two {field}", allowed="a list of numbers in 'scores'"
         )
     texts = (answer.get("response", answer) if isinstance(answer, Mapping) else answer for answer in answers)
-    return [(_number(score, name), text) for score, text in zip(scores, texts, strict=True)]
+    return [(_number(score, place), text) for score, text in zip(scores, texts, strict=True)]
 
 
-def _number(value: Any, name: str) -> float:
+def _number(value: Any, place: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
     if number != number:
-        raise DataError(f"{name} has the score {shown(value)}", allowed="a number")
+        raise DataError(f"{place} has the score {shown(value)}", allowed="a number")
     return number
 
 
-def _prompt(row: Mapping[str, Any], name: str) -> tuple[Message, ...]:
+def _prompt(row: Mapping[str, Any], place: str) -> tuple[Message, ...]:
     """What the row says of the prompt; empty where the dialogues hold it."""
     field = next((key for key in _PROMPT_FIELDS if row.get(key)), None)
     if field is None:
@@ -222,55 +194,49 @@ def _prompt(row: Mapping[str, Any], name: str) -> tuple[Message, ...]:
     value = row[field]
     if isinstance(value, str):
         if field == "instruction" and row.get("input"):
-            value = f"{value}\n\n{_text(row['input'], name)}"
-        messages = _turns(value) or (Message("user", _text(value, name)),)
+            value = f"{value}\n\n{_text(row['input'], place)}"
+        messages = _turns(value) or (Message("user", _text(value, place)),)
         if messages[-1] == Message("assistant", ""):  # the text ends where the answer begins
             messages = messages[:-1]
     else:
-        messages = _messages(value, name)
+        messages = _messages(value, place)
         if field == "messages" and messages[-1].role == "assistant":  # the chosen dialogue once more
             messages = messages[:-1]
     system = row.get("system") or row.get("system_prompt")
     if system and messages and messages[0].role != "system":
-        messages = (Message("system", _text(system, name)), *messages)
+        messages = (Message("system", _text(system, place)), *messages)
     return messages
 
 
-def _dialogue(given: tuple[Message, ...], answer: Any, name: str) -> tuple[Message, ...]:
+def _dialogue(given: tuple[Message, ...], answer: Any, place: str) -> tuple[Message, ...]:
     """The dialogue that ends with the answer: a text, a message, some messages, or the whole dialogue."""
     if isinstance(answer, str):
         turns = _turns(answer)
         if given and not (turns and turns[: len(given)] == given):
-            return (*given, Message("assistant", _text(answer, name)))
+            return (*given, Message("assistant", _text(answer, place)))
         if not turns:
             raise DataError(
-                f"{name} has no prompt: two texts that begin alike do not tell where the prompt ends",
+                f"{place} has no prompt: two texts that begin alike do not tell where the prompt ends",
                 allowed="a field prompt, dialogues in messages, or texts with \\n\\nHuman: and \\n\\nAssistant:",
                 next_step="write the prompt into a field of its own",
             )
         return turns
-    messages = _messages([answer] if isinstance(answer, Mapping) else answer, name)
+    messages = _messages([answer] if isinstance(answer, Mapping) else answer, place)
     if messages[0].role == "assistant":
         return (*given, *messages)
     if given and given[-1] not in messages:
         raise DataError(
-            f"{name} has a prompt that its dialogues do not hold: {shown(given[-1].content)}",
+            f"{place} has a prompt that its dialogues do not hold: {shown(given[-1].content)}",
             next_step="correct the prompt, or take it out: the dialogues are enough",
         )
     return (given[0], *messages) if given and given[0].role == "system" != messages[0].role else messages
 
 
-def _messages(value: Any, name: str) -> tuple[Message, ...]:
-    """A list of messages, spelt role/content or from/value."""
-    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(each, Mapping) for each in value):
-        raise DataError(f"{name} holds {shown(value)}", allowed="a text, or a list of messages")
-    result = []
-    for each in value:
-        role, content = each.get("role", each.get("from")), each.get("content", each.get("value"))
-        if role not in _ROLES:
-            raise DataError(f"{name} has a message of the role {shown(role)}", allowed=", ".join(_ROLES))
-        result.append(Message(_ROLES[role], _text(content, name)))
-    return tuple(result)
+def _messages(value: Any, place: str) -> tuple[Message, ...]:
+    messages = read_turns(value, place)
+    if not messages:
+        raise DataError(f"{place} holds an empty list of messages", next_step="take the row out")
+    return messages
 
 
 def _turns(text: str) -> tuple[Message, ...]:
@@ -282,13 +248,10 @@ def _turns(text: str) -> tuple[Message, ...]:
     return tuple(Message(roles[who], said.strip()) for who, said in zip(parts[1::2], parts[2::2], strict=True))
 
 
-def _text(value: Any, name: str) -> str:
+def _text(value: Any, place: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{name} holds {shown(value)} where a text belongs")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise DataError(
-            f"{name} holds half of a surrogate pair, which is no text", next_step="write the row again as valid UTF-8"
-        )
+        raise DataError(f"{place} holds {shown(value)} where a text belongs", next_step="take the row out")
+    require_text(value, place)
     return value
 
 

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from depthup.data.conversations import Message
 from depthup.data.packing import IGNORED, PairBatch
 from depthup.data.pair_tokens import TokenizedPairs, describe, open_pairs, write_pairs
 from depthup.data.pairs import PairRows
-from depthup.data.preferences import Dropped, Message, PreferenceFiles, PreferencePair
+from depthup.data.preferences import Dropped, PreferencePair, read_pairs
+from depthup.data.sources import Files
 from depthup.errors import DataError
 
 END = 300
@@ -235,8 +237,8 @@ def test_statistics_of_known_pairs(tmp_path: Path) -> None:
 
 
 def test_real_pairs_fill_their_rows(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
-    files = PreferenceFiles((str(shared_data("preference/orca_dpo_pairs_sample.jsonl")),))
-    made = write_pairs(files.pairs(), encode, tmp_path, max_tokens=1024, end_of_turn=[END])
+    files = Files((str(shared_data("preference/orca_dpo_pairs_sample.jsonl")),))
+    made = write_pairs(read_pairs(files), encode, tmp_path, max_tokens=1024, end_of_turn=[END])
     batches = list(PairRows(made, 4096).in_order(4))
     assert made.num_pairs == 284 == sum(batch.num_units for batch in batches)
     assert made.lengths.sum() / sum(batch.input_ids.size for batch in batches) > 0.85

@@ -12,14 +12,20 @@ from typing import Any
 import pytest
 import trl.data_utils
 
-from depthup.data.preferences import Dropped, Message, PreferenceFiles, PreferencePair, read_pair, select_pairs
+from depthup.data.conversations import Message
+from depthup.data.preferences import Dropped, PreferencePair, pair_of, read_pairs, select_pairs
+from depthup.data.sources import Files, Row
 from depthup.errors import DataError
 
 QUESTION = [{"role": "user", "content": "Why?"}]
 YES, NO = ({"role": "assistant", "content": text} for text in ("Because.", "No."))
 SHAREGPT = [{"from": "human", "value": "Why?"}]
-PAIR = PreferencePair((Message("user", "Why?"),), "Because.", "No.", "row", "set")
+PAIR = PreferencePair((Message("user", "Why?"),), "Because.", "No.", "set:1", "set")
 TEXTS = {"chosen": "Because.", "rejected": "No."}
+
+
+def read(value: Any, min_margin: float | None = None) -> PreferencePair | Dropped:
+    return pair_of(Row("set:1", "row 1 of set", value), min_margin)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +51,7 @@ TEXTS = {"chosen": "Because.", "rejected": "No."}
     ],
 )  # fmt: skip
 def test_every_spelling_of_a_row_is_the_same_pair(row: dict[str, Any]) -> None:
-    assert read_pair(row, "row", "set") == PAIR
+    assert read(row) == PAIR
 
 
 @pytest.mark.parametrize(
@@ -58,18 +64,18 @@ def test_every_spelling_of_a_row_is_the_same_pair(row: dict[str, Any]) -> None:
     ],
 )
 def test_scores_give_the_pair_and_its_margin(row: dict[str, Any]) -> None:
-    pair = read_pair(row, "row", "set")
+    pair = read(row)
     assert isinstance(pair, PreferencePair)
     assert (pair.prompt, pair.chosen, pair.rejected, pair.margin) == (PAIR.prompt, PAIR.chosen, PAIR.rejected, 3.5)
-    assert read_pair(row, "row", min_margin=4) == Dropped("row", "margin too small")
-    assert read_pair({"prompt": "Why?", **TEXTS}, "row", "set", min_margin=4) == PAIR
+    assert read(row, 4) == Dropped("set:1", "margin too small")
+    assert read({"prompt": "Why?", **TEXTS}, 4) == PAIR
 
 
 def test_instruction_and_input_and_system_are_one_prompt() -> None:
-    pair = read_pair({"system": "Be brief.", "instruction": "Add.", "input": "1 1", **TEXTS}, "row")
+    pair = read({"system": "Be brief.", "instruction": "Add.", "input": "1 1", **TEXTS})
     assert pair.prompt == (Message("system", "Be brief."), Message("user", "Add.\n\n1 1"))
     whole = {"system": "Be brief.", "chosen": [*QUESTION, YES], "rejected": [*QUESTION, NO], "prompt": "Why?"}
-    assert read_pair(whole, "row").prompt == (Message("system", "Be brief."), Message("user", "Why?"))
+    assert read(whole).prompt == (Message("system", "Be brief."), Message("user", "Why?"))
 
 
 @pytest.mark.parametrize(
@@ -88,18 +94,20 @@ def test_instruction_and_input_and_system_are_one_prompt() -> None:
     ],
 )  # fmt: skip
 def test_rows_that_hold_no_preference_are_dropped_with_the_reason(row: dict[str, Any], reason: str) -> None:
-    assert read_pair(row, "row") == Dropped("row", reason)
+    assert read(row) == Dropped("set:1", reason)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"text": "x", "label": True}, "its fields: text, label"),
-        (["x"], "no row with fields"),
-        ({"prompt": "Why?", "chosen": 3, "rejected": "x"}, "holds 3"),
-        ({"prompt": 3, **TEXTS}, "holds 3"),
+        (["x"], "is ['x']"),
+        ({"prompt": "Why?", "chosen": 3, "rejected": "x"}, "no list of turns but 3"),
+        ({"prompt": 3, **TEXTS}, "no list of turns but 3"),
+        ({"prompt": [], "chosen": [], "rejected": [YES]}, "empty list"),
+        ({"prompt": "Why?", "system": 3, **TEXTS}, "holds 3"),
         (TEXTS, "do not tell where the prompt ends"),
-        ({"prompt": [{"role": "narrator", "content": "x"}], **TEXTS}, "role narrator"),
+        ({"prompt": [{"role": "narrator", "content": "x"}], **TEXTS}, "spoken by narrator"),
         ({"prompt": "Why?", "chosen": "\ud800", "rejected": "x"}, "surrogate"),
         ({"prompt": "Who?", "chosen": [*QUESTION, YES], "rejected": [*QUESTION, NO]}, "do not hold: Who"),
         ({"prompt": "Why?", "responses": ["a", "b"], "scores": [3]}, "no score for each"),
@@ -107,8 +115,8 @@ def test_rows_that_hold_no_preference_are_dropped_with_the_reason(row: dict[str,
     ],
 )
 def test_rows_of_no_known_spelling_are_errors_that_name_the_row(row: Any, message: str) -> None:
-    with pytest.raises(DataError, match="data:7") as error:
-        read_pair(row, "data:7")
+    with pytest.raises(DataError, match="row 1 of set") as error:
+        read(row)
     assert message in str(error.value)
 
 
@@ -132,11 +140,11 @@ REAL = {
 def test_every_real_file_is_read_and_each_row_accounted_for(shared_data: Callable[[str], Path], name: str) -> None:
     path = shared_data(f"preference/{name}")
     num_rows, num_pairs, dropped = REAL[name]
-    read = list(select_pairs(PreferenceFiles((str(path),)).pairs(), "train", 0.0))
-    pairs = [pair for pair in read if isinstance(pair, PreferencePair)]
-    assert (len(read), len(pairs)) == (num_rows, num_pairs)
-    assert Counter(each.reason for each in read if isinstance(each, Dropped)) == dropped
-    assert all(pair.prompt[-1].role == "user" and pair.source == name.partition(".")[0] for pair in pairs)
+    found = list(select_pairs(read_pairs(Files((str(path),))), "train", 0.0))
+    pairs = [pair for pair in found if isinstance(pair, PreferencePair)]
+    assert (len(found), len(pairs)) == (num_rows, num_pairs)
+    assert Counter(each.reason for each in found if isinstance(each, Dropped)) == dropped
+    assert all(pair.prompt[-1].role == "user" and pair.source == name for pair in pairs)
 
 
 def test_no_real_file_was_forgotten(shared_data: Callable[[str], Path]) -> None:
@@ -146,7 +154,7 @@ def test_no_real_file_was_forgotten(shared_data: Callable[[str], Path]) -> None:
 def test_prompts_of_message_lists_are_those_that_trl_finds(shared_data: Callable[[str], Path]) -> None:
     """HH-RLHF, its turns taken apart by the simplest means, through TRL's search for the shared beginning."""
     path = shared_data("preference/hh_helpful-base_test.jsonl.gz")
-    pairs = {pair.name: pair for pair in PreferenceFiles((str(path),)).pairs() if isinstance(pair, PreferencePair)}
+    pairs = {pair.name: pair for pair in read_pairs(Files((str(path),))) if isinstance(pair, PreferencePair)}
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             pair = pairs.get(f"{path.name}:{number}")
@@ -169,18 +177,10 @@ def test_prompts_of_message_lists_are_those_that_trl_finds(shared_data: Callable
 def test_no_prompt_stands_on_both_sides_and_repetitions_are_dropped() -> None:
     rows = [{"prompt": f"Question {number % 40}", "chosen": f"Yes {number % 80}", "rejected": "No"}
             for number in range(120)]  # fmt: skip
-    pairs = [read_pair(row, f"row:{number}") for number, row in enumerate(rows)]
+    pairs = [read(row) for number, row in enumerate(rows)]
     sides = {side: list(select_pairs(pairs, side, 0.3)) for side in ("train", "held_out")}
     kept = {side: [pair for pair in found if isinstance(pair, PreferencePair)] for side, found in sides.items()}
     assert sum(map(len, sides.values())) == 120 and sum(map(len, kept.values())) == 80
     prompts = [{pair.prompt for pair in found} for found in kept.values()]
     assert all(prompts) and not prompts[0] & prompts[1]
     assert len([p for p in select_pairs(pairs, "train", 0.0, max_pairs=10) if isinstance(p, PreferencePair)]) == 10
-
-
-def test_the_identity_changes_with_the_files(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps({"prompt": "Why?", **TEXTS}))
-    files = PreferenceFiles((str(path),))
-    assert [pair.name for pair in files.pairs()] == ["pairs.jsonl:1"]
-    assert files.identity(lambda _: "a") == files.identity(lambda _: "a") != files.identity(lambda _: "b")
