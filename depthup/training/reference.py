@@ -8,13 +8,15 @@ chunk before it left as both policy and reference, the chunks that the first ref
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
@@ -71,7 +73,8 @@ def reference_log_probs(
     """Log-probabilities of every pair under ``model``, from the cache or computed into it.
 
     They lie in ``root/<first 12 of the fingerprint>/`` once they are whole. A killed computation leaves what it has
-    beside that, and the next one with the same key computes the rest.
+    beside that, and the next one with the same key computes the rest. Where torch.distributed runs, every rank calls
+    this, takes its share of the batches, and gets all values; ``root`` must be a folder that all of them see.
 
     Args:
         model: The policy before its first update; its training mode is restored.
@@ -96,12 +99,18 @@ def reference_log_probs(
     identity = {**key, "pairs": rows.pairs.digest(), "types": types, "autocast": autocast}
     text = json.dumps(identity, sort_keys=True, allow_nan=False)
     folder = root / hashlib.sha256(text.encode()).hexdigest()[:12]
-    if not folder.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        with publishing(folder, keep_partial=True) as partial:
-            values = _partial_values(partial, identity, rows.num_rows)
-            _compute(values, model, rows, rows_per_batch, autocast, log_probs, label, progress)
-            values.flush()
+
+    def compute(values: np.memmap[Any, np.dtype[np.float64]] | None) -> None:
+        _compute(values, model, rows, rows_per_batch, autocast, log_probs, label, progress)
+
+    if not _of_first_rank(folder.exists()):
+        if _rank() == 0:
+            root.mkdir(parents=True, exist_ok=True)
+            with publishing(folder, keep_partial=True) as partial:
+                compute(_partial_values(partial, identity, rows.num_rows))
+        else:
+            compute(None)
+        _of_first_rank(None)  # the others open what it has published
     return _opened(folder, identity, rows.num_rows)
 
 
@@ -121,7 +130,7 @@ def require_reference(
     num_pairs = max(1, int((np.cumsum(rows.pairs.lengths[by_length]) <= rows.row_tokens).sum()))
     batch = rows.batch(by_length[:num_pairs])
     assert batch.reference is not None  # set above
-    (found,) = _measured(model, [batch], autocast, log_probs)
+    found = _measured(model, batch, autocast, log_probs)
     tolerance = 0.02 if autocast or next(model.parameters()).dtype != torch.float32 else 1e-4
     worst = np.abs(found - batch.reference).max(axis=1) / np.maximum(1, np.abs(batch.reference).max(axis=1))
     if not worst.max() <= tolerance:
@@ -134,42 +143,77 @@ def require_reference(
         )
 
 
-def _measured(
-    model: nn.Module, batches: Sequence[PairBatch], autocast: bool, log_probs: LogProbs
-) -> list[NDArray[np.float64]]:
-    """The log-probabilities of batches, with dropout off and no gradient."""
+def _measured(model: nn.Module, batch: PairBatch, autocast: bool, log_probs: LogProbs) -> NDArray[np.float64]:
+    """The log-probabilities of a batch, with dropout off and no gradient."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            return [log_probs(model, batch).double().cpu().numpy() for batch in batches]
+            return log_probs(model, batch).double().cpu().numpy()
     finally:
         model.train(training)
 
 
 def _compute(
-    values: NDArray[np.float64], model: nn.Module, rows: PairRows, rows_per_batch: int, autocast: bool,
-    log_probs: LogProbs, label: str, progress: bool,
+    values: np.memmap[Any, np.dtype[np.float64]] | None, model: nn.Module, rows: PairRows, rows_per_batch: int,
+    autocast: bool, log_probs: LogProbs, label: str, progress: bool,
 ) -> None:  # fmt: skip
-    """Fill the pairs of ``values`` that are still NaN."""
-    missing = np.flatnonzero(np.isnan(values).any(axis=1))
+    """Fill the pairs of ``values``, which the first rank holds, that are still NaN; all ranks take turns at batches."""
+    missing: Any = None if values is None else np.flatnonzero(np.isnan(values).any(axis=1))
+    missing = _of_first_rank(missing)
     bar = tqdm(
-        total=len(values), initial=len(values) - len(missing), desc=label, unit="pair", disable=not progress,
-        dynamic_ncols=True, leave=False,
+        total=rows.num_rows, initial=rows.num_rows - len(missing), desc=label, unit="pair", dynamic_ncols=True,
+        disable=not progress or values is None, leave=False,
     )  # fmt: skip
     with bar:
-        for number, (indices, batch) in enumerate(rows.in_order_with_indices(missing, rows_per_batch), 1):
-            (found,) = _measured(model, [batch], autocast, log_probs)
-            if not np.isfinite(found).all():
-                place = int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
-                raise TrainingError(
-                    f"the reference gives pair {indices[place]} the log-probabilities {found[place]}",
-                    next_step="compute in bfloat16 or float32 (float16 overflows), or look at the weights",
-                )
-            values[indices] = found
-            if number % _BATCHES_PER_FLUSH == 0:
-                values.flush()  # type: ignore[attr-defined]
-            bar.update(len(indices))
+        for number, mine in enumerate(_turns(rows.in_order_with_indices(missing, rows_per_batch)), 1):
+            indices, batch = mine
+            for places, found in _gathered((indices, _measured(model, batch, autocast, log_probs))):
+                if not np.isfinite(found).all():
+                    wrong = int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
+                    raise TrainingError(
+                        f"the reference gives pair {places[wrong]} the log-probabilities {found[wrong]}",
+                        next_step="compute in bfloat16 or float32 (float16 overflows), or look at the weights",
+                    )
+                if values is not None:
+                    values[places] = found
+                bar.update(len(places))
+            if values is not None and number % _BATCHES_PER_FLUSH == 0:
+                values.flush()
+    if values is not None:
+        values.flush()
+
+
+_T = TypeVar("_T")
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _of_first_rank(value: _T) -> _T:
+    """The first rank's value, on every rank."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def _gathered(value: _T) -> list[_T]:
+    """The values of all ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _turns(items: Iterator[_T]) -> Iterator[_T]:
+    """This rank's share of items; ranks without one in the last round repeat an item, for a sharded model needs all."""
+    num_ranks = dist.get_world_size() if dist.is_initialized() else 1
+    while together := list(itertools.islice(items, num_ranks)):
+        yield together[min(_rank(), len(together) - 1)]
 
 
 def _partial_values(partial: Path, identity: Mapping[str, Any], num_pairs: int) -> np.memmap[Any, np.dtype[np.float64]]:

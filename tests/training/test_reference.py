@@ -9,12 +9,14 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pico
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,7 +84,7 @@ def test_they_are_those_that_trl_computes(tmp_path: Path) -> None:
 
     disable_progress_bars()
     tokenizer, model = pico.tiny_tokenizer(tmp_path), pico.model("llama")
-    words = "what is the sum of first and second there not another one question answers".split()
+    words = ["what", "is", "the", "sum", "of", "first", "second", "there", "not", "another", "question", "answers"]
     random = np.random.default_rng(0)
 
     def text(num_words: int) -> str:
@@ -156,10 +158,8 @@ reference_log_probs(pico.model("llama"), PairRows(make_pairs(), 90), Path(sys.ar
 
 
 def test_a_killed_computation_goes_on_where_it_was(tmp_path: Path) -> None:
-    tests = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", KILLED, tests, str(tmp_path)], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})  # fmt: skip
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed = run_python(KILLED, str(tmp_path))
+    assert killed.communicate(timeout=60) and killed.returncode == -signal.SIGKILL
     assert [path.name.startswith(".") for path in tmp_path.iterdir()] == [True]  # nothing is published
     model, rows, seen = pico.model("llama"), PairRows(make_pairs(), 90), 0
 
@@ -171,6 +171,55 @@ def test_a_killed_computation_goes_on_where_it_was(tmp_path: Path) -> None:
     found = reference_log_probs(model, rows, tmp_path, KEY, log_probs=counted, progress=False)
     assert 0 < seen < 24
     np.testing.assert_allclose(found, alone(model, rows.pairs), rtol=1e-5)
+
+
+SECOND_RANK = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from test_reference import as_rank
+values, passes = as_rank(1, Path(sys.argv[2]))
+np.save(Path(sys.argv[2], "second.npy"), values)
+print(*passes)
+"""
+
+
+def as_rank(rank: int, folder: Path) -> tuple[np.ndarray, list[int]]:
+    """The log-probabilities as one of two ranks gets them, and the pairs of each of its forward passes."""
+    passes: list[int] = []
+
+    def counted(model: torch.nn.Module, batch: PairBatch) -> torch.Tensor:
+        passes.append(batch.num_units)
+        return pair_log_probs(model, batch)
+
+    meet = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    try:
+        values = reference_log_probs(pico.model("llama"), PairRows(make_pairs(), 90), folder / "cache", KEY,
+                                     rows_per_batch=1, log_probs=counted, progress=False)  # fmt: skip
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+    return np.array(values), passes
+
+
+def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), *arguments]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_ranks_share_the_work_with_equally_many_forward_passes_each(tmp_path: Path) -> None:
+    other = run_python(SECOND_RANK, str(tmp_path))
+    values, passes = as_rank(0, tmp_path)
+    out, errors = other.communicate(timeout=60)
+    assert other.returncode == 0, errors
+    theirs = list(map(int, out.split()))
+    assert len(theirs) == len(passes) and 24 <= sum(passes) + sum(theirs) < 30  # the last round may repeat a row
+    oracle = alone(pico.model("llama"), make_pairs())
+    for found in (values, np.load(tmp_path / "second.npy")):
+        np.testing.assert_allclose(found, oracle, rtol=1e-5)
 
 
 def test_what_is_not_finite_or_of_another_key_is_refused(tmp_path: Path) -> None:
