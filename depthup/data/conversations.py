@@ -22,6 +22,9 @@ _SPEAKERS = {
     "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "model": "assistant",
     "bot": "assistant", "tool": "tool", "observation": "tool", "function_response": "tool", "ipython": "tool",
 }  # fmt: skip
+# What some data sets put behind an answer. It is taken off: a template ends each answer with its own token, and to
+# another tokenizer than theirs the mark would be text.
+_END_MARKS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<eos>", "</s>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +256,8 @@ def _text(value: Any, role: str, place: str) -> Message:
     if not isinstance(value, str):
         raise DataError(f"{place} is no text but {shown(value)}", allowed="a text", next_step="take the row out")
     require_text(value, place)
-    return Message(role, value)
+    mark = next((mark for mark in _END_MARKS if role == "assistant" and value.endswith(mark)), "")
+    return Message(role, value.removesuffix(mark))
 
 
 def _system(row: Row, key: str | None) -> tuple[Message, ...]:
