@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -15,17 +16,20 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ..files import write_json
-from .conversations import Message
+from .conversations import Conversation, Message
 from .preferences import Dropped, PreferencePair, Reason
+from .tokens import Encoder
 
-# (prompt, answer) -> (ids of the prompt up to where the answer begins, ids of the answer with its end-of-turn), or the
-# reason why the pair is left out
-Encode = Callable[[Sequence[Message], str], tuple[list[int], list[int]] | str]
+Prompt = tuple[Message, ...]
+# [(prompt, answer)] -> for each (ids of the prompt up to where the answer begins, ids of the answer with its
+# end-of-turn), or the reason why the pair is left out
+Encode = Callable[[Sequence[tuple[Prompt, str]]], Sequence[tuple[list[int], list[int]] | str]]
 # What happens to a pair longer than max_tokens. "prompt": the prompt loses its beginning, down to half of max_tokens at
 # the least (Zephyr, arXiv:2310.16944, keeps 512 of 1024), then answers lose their end; "end": each text loses its end
 # (TRL's keep_start); "drop": the pair is left out.
 Truncate = Literal["prompt", "end", "drop"]
 _TOKENS, _ARRAYS, _ABOUT = "tokens.bin", "pairs.npz", "pairs.json"
+_BATCH_PAIRS = 256
 
 
 @dataclass(frozen=True)
@@ -102,13 +106,13 @@ def write_pairs(
 
     Args:
         pairs: Read once, in order.
-        encode: Makes ids of a prompt and an answer, as a chat template does.
+        encode: Makes ids of prompts and answers, as :func:`chat_encode` does.
         folder: An existing folder.
         max_tokens: Most tokens of a prompt with one of its answers.
         end_of_turn: Token ids of which one must end each answer.
         begin_of_text: Token id that a truncated prompt keeps at its beginning, if it had it there.
         truncate: What loses tokens where a pair is too long.
-        progress: Called with 1 for each row.
+        progress: Called with the number of rows done since the last call.
 
     Raises:
         DataError: No pair is left, an answer lacks its end-of-turn, or the two answers' prompts differ in their ids.
@@ -118,21 +122,20 @@ def write_pairs(
     spans, sources, truncated, dropped = [np.zeros(4, np.int64)], [], [], Counter[str]()
     names: dict[str, int] = {}
     with open(folder / _TOKENS, "wb") as file:
-        for pair in pairs:
+        for batch in _batches(pairs):
+            dropped.update(each.reason for each in batch if isinstance(each, Dropped))
+            whole = [each for each in batch if isinstance(each, PreferencePair)]
+            for pair, ids in zip(whole, _encoded(whole, encode, frozenset(end_of_turn)), strict=True):
+                kept = ids if isinstance(ids, str) else _truncated(ids, max_tokens, begin_of_text, truncate)
+                if isinstance(kept, str):
+                    dropped[kept] += 1
+                    continue
+                file.write(np.concatenate([np.asarray(part, np.int32) for part in kept]).tobytes())
+                spans.append(spans[-1][-1] + np.cumsum([0, *map(len, kept)]))
+                sources.append(names.setdefault(pair.source, len(names)))
+                truncated.append(kept != ids)
             if progress:
-                progress(1)
-            if isinstance(pair, Dropped):
-                dropped[pair.reason] += 1
-                continue
-            ids = _encoded(pair, encode, frozenset(end_of_turn))
-            kept = ids if isinstance(ids, str) else _truncated(ids, max_tokens, begin_of_text, truncate)
-            if isinstance(kept, str):
-                dropped[kept] += 1
-                continue
-            file.write(np.concatenate([np.asarray(part, np.int32) for part in kept]).tobytes())
-            spans.append(spans[-1][-1] + np.cumsum([0, *map(len, kept)]))
-            sources.append(names.setdefault(pair.source, len(names)))
-            truncated.append(kept != ids)
+                progress(len(batch))
     if not sources:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common()) or "there is no row"
         raise DataError(f"no preference pair is left ({reasons})", next_step="add pairs, or raise max_tokens")
@@ -144,6 +147,33 @@ def write_pairs(
     )
     write_json(folder / _ABOUT, {"source_names": list(names), "dropped": dict(sorted(dropped.items()))})
     return open_pairs(folder)
+
+
+def chat_encode(encoder: Encoder[Conversation]) -> Encode:
+    """The ``encode`` of a chat template: an encoder of conversations that trains on the last answer alone.
+
+    Raises:
+        DataError: When it is used: the encoder trains on other turns too, or on no token.
+    """
+
+    def encode(batch: Sequence[tuple[Prompt, str]]) -> list[tuple[list[int], list[int]] | str]:
+        conversations = [Conversation((*prompt, Message("assistant", answer))) for prompt, answer in batch]
+        found: list[tuple[list[int], list[int]] | str] = []
+        for made in encoder(conversations):
+            if isinstance(made, str):
+                found.append(made)
+                continue
+            places = np.arange(len(made.ids)) if made.targets is None else np.flatnonzero(made.targets)
+            if len(places) == 0 or places[0] == 0 or places[-1] - places[0] + 1 != len(places):
+                raise DataError(
+                    "the chat encoder does not train on the last answer alone",
+                    next_step="make it with turns='last' and train_on_prompt=False",
+                )
+            ids = made.ids.tolist()
+            found.append((ids[: places[0]], ids[places[0] : places[-1] + 1]))
+        return found
+
+    return encode
 
 
 def open_pairs(folder: Path) -> TokenizedPairs:
@@ -232,17 +262,33 @@ def _spread(counts: NDArray[np.int64]) -> Spread:
 _Ids = tuple[list[int], list[int], list[int]]  # prompt, chosen, rejected
 
 
-def _encoded(pair: PreferencePair, encode: Encode, end_of_turn: frozenset[int]) -> _Ids | str:
-    better, worse = encode(pair.prompt, pair.chosen), encode(pair.prompt, pair.rejected)
+def _batches(pairs: Iterable[PreferencePair | Dropped]) -> Iterator[list[PreferencePair | Dropped]]:
+    iterator = iter(pairs)
+    while batch := list(islice(iterator, _BATCH_PAIRS)):
+        yield batch
+
+
+def _encoded(pairs: list[PreferencePair], encode: Encode, end_of_turn: frozenset[int]) -> list[_Ids | str]:
+    """The ids of each pair, or the reason why it is left out."""
+    sides = encode([(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)])
+    return [
+        _joined(pair, better, worse, end_of_turn)
+        for pair, better, worse in zip(pairs, sides[::2], sides[1::2], strict=True)
+    ]
+
+
+def _joined(
+    pair: PreferencePair, better: tuple[list[int], list[int]] | str, worse: tuple[list[int], list[int]] | str,
+    end_of_turn: frozenset[int],
+) -> _Ids | str:  # fmt: skip
     if isinstance(better, str) or isinstance(worse, str):
         return better if isinstance(better, str) else str(worse)
-    (prompt, chosen), (other_prompt, rejected) = better, worse
-    if prompt != other_prompt:
+    if better[0] != worse[0]:
         raise DataError(
             f"the prompt of {pair.name} has other ids before the chosen than before the rejected answer",
             next_step="choose a chat template that renders the prompt alone",
         )
-    for answer in (chosen, rejected):
+    for _, answer in (better, worse):
         if not answer or answer[-1] not in end_of_turn:
             raise DataError(
                 f"an answer of {pair.name} ends with token {answer[-1] if answer else 'none'}: a model trained on it "
@@ -250,7 +296,7 @@ def _encoded(pair: PreferencePair, encode: Encode, end_of_turn: frozenset[int]) 
                 allowed=f"an end-of-turn: {', '.join(map(str, sorted(end_of_turn)))}",
                 next_step="choose a chat template that ends each answer with its end-of-turn",
             )
-    return list(prompt), list(chosen), list(rejected)
+    return list(better[0]), list(better[1]), list(worse[1])
 
 
 def _truncated(ids: _Ids, max_tokens: int, begin_of_text: int | None, truncate: Truncate) -> _Ids | Reason:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from depthup.data.chat import chat_encoder
 from depthup.data.conversations import Message
 from depthup.data.packing import IGNORED, PairBatch
-from depthup.data.pair_tokens import TokenizedPairs, describe, open_pairs, write_pairs
+from depthup.data.pair_tokens import Prompt, TokenizedPairs, chat_encode, describe, open_pairs, write_pairs
 from depthup.data.pairs import PairRows
 from depthup.data.preferences import Dropped, PreferencePair, read_pairs
 from depthup.data.sources import Files
@@ -23,12 +25,16 @@ from depthup.errors import DataError
 END = 300
 
 
-def encode(prompt: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
+def encode_one(prompt: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
     """One token a byte: 1 before a turn of the user, 2 before one of the assistant, END after each."""
     ids = [0]
     for message in prompt:
         ids += [1 if message.role == "user" else 2, *message.content.encode(), END]
     return [*ids, 2], [*answer.encode(), END]
+
+
+def encode(batch: Sequence[tuple[Prompt, str]]) -> list[tuple[list[int], list[int]]]:
+    return [encode_one(prompt, answer) for prompt, answer in batch]
 
 
 def pair(prompt: str, chosen: str, rejected: str, source: str = "a") -> PreferencePair:
@@ -159,7 +165,7 @@ def test_truncated_pairs_fit_and_every_row_is_kept_or_counted(
     given_pairs = [pair(*data.draw(st.tuples(texts, texts, texts))) for _ in range(data.draw(st.integers(1, 5)))]
     max_tokens, how = data.draw(st.integers(2, 24)), data.draw(st.sampled_from(["prompt", "end", "drop"]))
     folder = tmp_path_factory.mktemp("pairs")
-    whole = [[*encode(p.prompt, p.chosen), encode(p.prompt, p.rejected)[1]] for p in given_pairs]
+    whole = [[*encode_one(p.prompt, p.chosen), encode_one(p.prompt, p.rejected)[1]] for p in given_pairs]
     try:
         made = write_pairs(
             given_pairs, encode, folder, max_tokens=max_tokens, end_of_turn=[END], begin_of_text=0, truncate=how
@@ -186,7 +192,7 @@ def test_the_prompt_loses_its_beginning_first(tmp_path: Path) -> None:
     long = pair("x" * 50, "yes", "never")
     made = write_pairs([long], encode, tmp_path, max_tokens=20, end_of_turn=[END], begin_of_text=0)
     prompt, chosen, rejected = (part.tolist() for part in made.pair(0))
-    assert (chosen, rejected) == (encode(long.prompt, "yes")[1], encode(long.prompt, "never")[1])
+    assert (chosen, rejected) == (encode_one(long.prompt, "yes")[1], encode_one(long.prompt, "never")[1])
     assert prompt == [0, *b"x" * 11, END, 2] and made.truncated.all()
     opened = open_pairs(tmp_path)
     assert opened.digest() == made.digest() and opened.source_names == ("a",)
@@ -208,19 +214,39 @@ def test_losses_are_counted_by_reason(tmp_path: Path) -> None:
 
 
 def test_an_answer_without_its_end_of_turn_is_refused(tmp_path: Path) -> None:
-    def without_end(prompt: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
-        ids, completion = encode(prompt, answer)
-        return ids, completion[:-1]
+    def without_end(batch: Sequence[tuple[Prompt, str]]) -> list[tuple[list[int], list[int]]]:
+        return [(ids, answer[:-1]) for ids, answer in encode(batch)]
 
-    with pytest.raises(DataError, match="would not learn to stop"):
-        write_pairs([pair("p", "yes", "no")], without_end, tmp_path, max_tokens=16, end_of_turn=[END])
+    def unlike(batch: Sequence[tuple[Prompt, str]]) -> list[tuple[list[int], list[int]]]:
+        return [([*ids, len(answer)], answer) for ids, answer in encode(batch)]
 
-    def unlike(prompt: Sequence[Message], answer: str) -> tuple[list[int], list[int]]:
-        ids, completion = encode(prompt, answer)
-        return [*ids, len(answer)], completion
+    for wrong, message in ((without_end, "would not learn to stop"), (unlike, "other ids before the chosen")):
+        with pytest.raises(DataError, match=message):
+            write_pairs([pair("p", "yes", "never")], wrong, tmp_path, max_tokens=16, end_of_turn=[END])
 
-    with pytest.raises(DataError, match="other ids before the chosen"):
-        write_pairs([pair("p", "yes", "no")], unlike, tmp_path, max_tokens=16, end_of_turn=[END])
+
+@pytest.mark.parametrize("template", ["solar", "tokenizer"])
+def test_through_a_chat_template_pairs_are_what_transformers_renders(template: str, tmp_path: Path) -> None:
+    tokenizer = pico.tiny_tokenizer(tmp_path)
+    chat = chat_encoder(tokenizer, template, turns="last")
+    turns = (Message("user", "Why?"), Message("assistant", "Who knows."), Message("user", "You."))
+    rows = [
+        PreferencePair(turns, "Because.", "No.", "row:1"),
+        PreferencePair(turns, f"a{pico.END}b", "No.", "row:2"),
+        *[pair("Why?", "Because.", f"No {number}.") for number in range(300)],  # more than one batch
+    ]
+    made = write_pairs(rows, chat_encode(chat), tmp_path, max_tokens=200, end_of_turn=[chat.end_of_turn])
+    assert made.num_pairs == 301 and sum(made.dropped.values()) == 1
+    prompt, *answers = (part.tolist() for part in made.pair(0))
+    assert prompt == chat.prompt_ids(turns)
+    if template == "tokenizer":
+        dicts = [{"role": message.role, "content": message.content} for message in turns]
+        oracle = tokenizer.apply_chat_template(dicts, add_generation_prompt=True, tokenize=False)
+        assert tokenizer.decode(prompt) == oracle
+    for ids, text in zip(answers, ("Because.", "No."), strict=True):
+        assert tokenizer.decode(ids).strip() == text + pico.END
+    with pytest.raises(DataError, match="the last answer alone"):
+        write_pairs(rows, chat_encode(replace(chat, turns="all")), tmp_path, max_tokens=200, end_of_turn=[0])
 
 
 def test_statistics_of_known_pairs(tmp_path: Path) -> None:

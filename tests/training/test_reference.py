@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 
 from depthup.data.conversations import Message
 from depthup.data.packing import PairBatch
-from depthup.data.pair_tokens import TokenizedPairs, write_pairs
+from depthup.data.pair_tokens import Prompt, TokenizedPairs, write_pairs
 from depthup.data.pairs import PairRows
 from depthup.data.preferences import PreferencePair
 from depthup.errors import DataError, TrainingError
@@ -93,11 +94,14 @@ def test_they_are_those_that_trl_computes(tmp_path: Path) -> None:
     rows = [{"prompt": f"{text(4)}?", "chosen": f" {text(3 + i % 5)}.", "rejected": f" {text(2 + i % 7)}!"}
             for i in range(12)]  # fmt: skip
 
-    def encode(prompt: tuple[Message, ...], answer: str) -> tuple[list[int], list[int]]:
-        ids = tokenizer(prompt[0].content)["input_ids"]
-        whole = tokenizer(prompt[0].content + answer + pico.END)["input_ids"]
-        assert whole[: len(ids)] == ids
-        return ids, whole[len(ids) :]
+    def encode(batch: Sequence[tuple[Prompt, str]]) -> list[tuple[list[int], list[int]]]:
+        found = []
+        for (message,), answer in batch:
+            ids = tokenizer(message.content)["input_ids"]
+            whole = tokenizer(message.content + answer + pico.END)["input_ids"]
+            assert whole[: len(ids)] == ids
+            found.append((ids, whole[len(ids) :]))
+        return found
 
     pairs = [PreferencePair((Message("user", row["prompt"]),), row["chosen"], row["rejected"], "row") for row in rows]
     written = write_pairs(pairs, encode, tmp_path, max_tokens=120, end_of_turn=[tokenizer.eos_token_id])
