@@ -11,19 +11,7 @@ if TYPE_CHECKING:
     from .planning.estimate import Estimate
     from .planning.hardware import Cluster
 
-_HEADERS = (
-    "stage",
-    "kind",
-    "parameters",
-    "tokens",
-    "FLOPs",
-    "GB a GPU",
-    "fits",
-    "tokens/s",
-    "MFU %",
-    "hours",
-    "cost $",
-)
+_HEADERS = ("stage", "kind", "parameters", "tokens", "FLOPs", "GB a GPU", "fits", "tokens/s", "MFU %", "time", "cost")
 
 
 def add_plan(verbs: Any) -> None:
@@ -90,13 +78,10 @@ def _page(name: str, found: list[Estimate], cluster: Cluster, options: argparse.
     from .planning.estimate import advice
 
     device = cluster.device
-    price = f"${device.price:,.4g} an hour each"
-    lines = [
-        f"{name} on {cluster.describe()}: {device.peak / 1e12:,.4g} TFLOP/s ({device.source}), {price}"
-        f"{' (assumed)' if options.price is None else ''}",
-        "",
-        _table(found, cluster),
-    ]
+    price = f", ${device.price:,.2f} an hour each" if device.price else ""
+    assumed = " (assumed)" if price and options.price is None else ""
+    head = f"{name} on {cluster.describe()}: {device.peak / 1e12:,.4g} TFLOP/s each ({device.source}){price}{assumed}"
+    lines = [head, "", _table(found, cluster)]
     trained = [one for one in found if one.work.trainable is not None]
     if trained:
         lines += ["", *_account(max(trained, key=lambda one: one.memory_bytes), cluster)]
@@ -105,9 +90,7 @@ def _page(name: str, found: list[Estimate], cluster: Cluster, options: argparse.
     lines += _room(trained, cluster)
     kept = sum(one.work.kept_bytes for one in found)
     passing = max((one.work.passing_bytes for one in found), default=0)
-    lines.append(
-        f"disk: {_gb(kept)} GB stay; {_gb(kept + passing)} GB at most, where one saved state is kept at a time"
-    )
+    lines.append(f"disk: {_gb(kept)} GB stay; {_gb(kept + passing)} GB at most, with one saved state at a time")
     lines.append(_assumptions(found, cluster, options))
     for one in found:
         lines += advice(one, device)
@@ -118,13 +101,18 @@ def _table(found: list[Estimate], cluster: Cluster) -> str:
     from .report.tables import render_table
 
     headers = [header.replace("GPU", "machine") if cluster.device.is_processor else header for header in _HEADERS]
-    rows = [_cells(one) for one in found]
-    total = ["all", *[""] * 3, _power(sum(one.flops for one in found)), *[""] * 4,
-             _hours(sum(one.seconds for one in found)), _money(sum(one.dollars for one in found))]  # fmt: skip
-    return render_table(headers, [*rows, total])
+    rows = [_cells(one, cluster) for one in found]
+    seconds, dollars = sum(one.seconds for one in found), sum(one.dollars for one in found)
+    total = ["all", "", "", "", _power(sum(one.flops for one in found)), "", "", "", "", _time(seconds)]
+    rows.append([*total, _money(dollars, cluster)])
+    for column in (-2, -1):  # they hold units, which the table takes for text
+        width = max(len(row[column]) for row in rows)
+        for row in rows:
+            row[column] = row[column].rjust(width)
+    return render_table(headers, rows)
 
 
-def _cells(one: Estimate) -> list[str]:
+def _cells(one: Estimate, cluster: Cluster) -> list[str]:
     work = one.work
     tokens = work.num_tokens or work.forward_tokens
     return [
@@ -137,8 +125,8 @@ def _cells(one: Estimate) -> list[str]:
         ("yes" if one.fits else "NO") if one.items else "",
         f"{one.tokens_per_second:,.0f}" if one.tokens_per_second else "",
         f"{100 * one.mfu:.1f}" if one.items else "",
-        _hours(one.seconds),
-        _money(one.dollars),
+        _time(one.seconds),
+        _money(one.dollars, cluster),
     ]
 
 
@@ -180,12 +168,13 @@ def _assumptions(found: list[Estimate], cluster: Cluster, options: argparse.Name
     said = []
     if options.mfu is None and any(one.mfu for one in found):
         said.append("MFU as measured (--mfu)")
-    if options.price is None:
+    if options.price is None and cluster.price:
         said.append("price (--price)")
     if cluster.num_devices > 1:
         said.append("speed of the network")
     said.append("speed of the disk (--disk)")
-    return f"assumed: {', '.join(said)}; start, compilation and saving are not counted, other stages use one device"
+    what = "start, compilation and saving"
+    return f"assumed: {', '.join(said)}; not counted: {what}; stages that train use all devices, others one"
 
 
 def _as_json(name: str, found: list[Estimate], cluster: Cluster) -> dict[str, Any]:
@@ -244,10 +233,13 @@ def _gb(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:,.2f}"
 
 
-def _hours(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours:,.1f}" if hours >= 10 else f"{hours:.3f}" if hours >= 0.001 else "0"
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds >= 0.05 else "0 s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
 
 
-def _money(dollars: float) -> str:
-    return f"{dollars:,.0f}" if dollars >= 100 else f"{dollars:.2f}"
+def _money(dollars: float, cluster: Cluster) -> str:
+    if not cluster.price:
+        return ""
+    return f"${dollars:,.0f}" if dollars >= 100 else f"${dollars:.2f}"

@@ -105,7 +105,7 @@ def estimate(work: Workload, cluster: Cluster, mfu: float | None = None, shards:
         rate = work.step_tokens / step
         seconds += work.num_tokens / rate
         flops += work.num_tokens * training_flops(shape, work.row_tokens, work.trainable)
-        notes += [*_idle(work, cluster, num_devices), *_unlike_measured(work, device, mfu)]
+        notes += [*_idle(work, cluster, num_devices), *_guessed(work, device, mfu)]
     seconds += work.copied_bytes / cluster.disk
     dollars = seconds / 3600 * cluster.price
     capacity = _USABLE * device.memory
@@ -164,7 +164,7 @@ def _idle(work: Workload, cluster: Cluster, num_devices: int) -> Iterator[str]:
         yield f"rows_per_step = {rows} is no multiple of {num_devices} devices: they work {share:.0%} of the time"
 
 
-def _unlike_measured(work: Workload, device: Device, mfu: float | None) -> Iterator[str]:
+def _guessed(work: Workload, device: Device, mfu: float | None) -> Iterator[str]:
     tokens = work.micro_batch_rows * work.row_tokens
     if mfu is None and not device.is_processor and tokens < _MEASURED_TOKENS:
         yield (
@@ -173,6 +173,8 @@ def _unlike_measured(work: Workload, device: Device, mfu: float | None) -> Itera
         )
     if work.num_steps is None:
         yield f"its data are not counted: time and cost are of {UNIT_TOKENS:,} tokens"
+    if work.at_most:
+        yield "pairs do not fill their rows: tokens, time and cost are at most these"
 
 
 # -- advice -----------------------------------------------------------------------------------------------------------
@@ -227,6 +229,9 @@ def advice(found: Estimate, device: Device) -> list[str]:
         if work.kind in ("sft", "dpo", "sdpo") and not work.trainable.lora_rank:
             lora = replace(work, trainable=replace(work.trainable, lora_rank=_LORA_RANK))
             tell(f"LoRA of rank {_LORA_RANK}", lora)
+        if not device.is_processor:
+            light = replace(work, micro_batch_rows=1, recompute="full", precision="bfloat16", optimizer="adamw-8bit")
+            tell("micro_batch_rows: 1, full recomputation, bfloat16 weights and 8-bit moments together", light)
     elif work.micro_batch_rows > 1:
         tell(f"micro_batch_rows: 1 (now {work.micro_batch_rows})", replace(work, micro_batch_rows=1))
     least = replace(work, micro_batch_rows=1, recompute="full")

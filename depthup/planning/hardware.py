@@ -58,8 +58,8 @@ DEVICES = {
     "rtx3090": Device("RTX 3090 24 GB", 71e12, 23.5 * _GIB, 0.94e12, 32e9, 1.25e9, 0.25,
                       "NVIDIA GA102 whitepaper: 71, accumulated in float32"),
     "mi300x": Device("MI300X 192 GB", 1307e12, 191 * _GIB, 5.3e12, 448e9, 50e9, 2.50, "AMD MI300X data sheet: 1,307"),
-    # One core: 64 float32 operations a cycle (two units of 16 lanes, multiply and add) at 2.7 GHz.
-    "cpu": Device("CPU", 172e9, 4 * _GIB, 10e9, 10e9, 1.25e9, 0.05, "64 float32 FLOPs a cycle at 2.7 GHz", 1),
+    # One core, at no price: 64 float32 operations a cycle (two units of 16 lanes, multiply and add) at 2.7 GHz.
+    "cpu": Device("CPU", 172e9, 4 * _GIB, 10e9, 10e9, 1.25e9, 0.0, "64 float32 FLOPs a cycle at 2.7 GHz", 1),
 }  # fmt: skip
 DISK_BYTES_PER_SECOND = 1e9  # an assumption; one NVMe disk writes 1 to 5 GB/s, a network volume 0.1 to 1
 
@@ -129,6 +129,4 @@ def parse_hardware(text: str, num_nodes: int = 1, price: float | None = None) ->
 def this_machine(num_cores: int, memory: float) -> Device:
     """The processor of a machine with so many cores and bytes of memory."""
     core = DEVICES["cpu"]
-    return replace(
-        core, title=f"CPU, {num_cores} cores", peak=core.peak * num_cores, memory=memory, price=core.price * num_cores
-    )
+    return replace(core, title=f"CPU, {num_cores} cores", peak=core.peak * num_cores, memory=memory)

@@ -118,13 +118,12 @@ def _passing(work: Workload, shape: ModelShape, layout: Layout) -> Iterator[Item
         yield Item("logits", logits, f"{what} x {shape.vocab:,}, twice in float32")
         return
     elements = activation_elements(shape, layout.kernels, work.recompute)
-    how = f"{what} x {size * elements / 1e3:,.0f} kB" + (
-        f", {work.recompute} recomputation" * (work.recompute != "none")
-    )
+    again = "" if work.recompute == "none" else f", {work.recompute} recomputation"
+    how = f"{what} x {size * elements / 1e3:,.0f} kB{again}"
     yield Item("activations", size * tokens * elements, how)
     # Either the logits of a chunk and their gradients (8 B each), or the gradients of one layer's activations.
     chunk = tokens if layout.kernels == "eager" else min(tokens, LOSS_CHUNK_TOKENS)
-    logits = 8.0 * chunk * shape.vocab
+    logits = 8 * chunk * shape.vocab
     inside = size * tokens * max(2 * shape.hidden + 3 * layer.inner for layer in shape.layers)
     name, how = ("logits and their gradients", f"{chunk:,} tokens x {shape.vocab:,} x 8 B")
     yield Item(name, logits, how) if logits > inside else Item("gradients of activations", inside, "one layer")

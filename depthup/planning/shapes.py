@@ -21,7 +21,7 @@ class LayerShape:
         parameters: All of them.
         active: Those that one token meets: of routed experts only the share that it is routed to.
         matrices: The part of ``active`` that stands in matrices, so that a token is multiplied by it.
-        queries: Query heads times the width of a head.
+        queries: Query heads times the width of a head (the mean of a key's and a value's, where these differ).
         keys: Key heads times the width of a head.
         inner: Width inside the MLP, all experts of one token together.
         routes: Experts that a token is routed to; 0 in a dense layer.
@@ -136,7 +136,7 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
     routed = _MIXTURES.get(family)
     if routed is None and family not in FAMILIES:
         raise PlanError(
-            f"the sizes of a {shown(family)} cannot be told from its config alone",
+            f"the sizes of the model type '{shown(family)}' cannot be told from a config alone",
             allowed=f"{', '.join([*FAMILIES, *_MIXTURES])}; any family where the weights' headers can be read",
             next_step="name a folder with weights, or a model on the hub",
         )
@@ -193,12 +193,17 @@ def _counted(config: Mapping[str, Any], layer: LayerShape, total: int, is_sparse
 
 def _layers(fields: Mapping[str, Any], sparse: Iterable[bool]) -> list[LayerShape]:
     """Widths of each layer, without counts."""
-    hidden, heads = _first(fields, "hidden_size", "n_embd", "d_model"), _first(fields, "num_attention_heads", "n_head")
+    hidden = _first(fields, "hidden_size", "n_embd", "d_model")
+    heads = _first(fields, "num_attention_heads", "n_head", "num_heads", "n_heads")
     default = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
     width = fields.get("head_dim") or default.get(str(fields.get("model_type"))) or hidden // heads
-    queries, keys = heads * width, (fields.get("num_key_value_heads") or heads) * width
+    queries = heads * width
+    keys = (fields.get("num_key_value_heads") or fields.get("num_kv_heads") or heads) * width
+    if type(fields.get("v_head_dim")) is int:  # latent attention (DeepSeek): keys are wider than values
+        wide = _first(fields, "qk_nope_head_dim") + _first(fields, "qk_rope_head_dim")
+        queries = keys = heads * (wide + fields["v_head_dim"]) // 2
     inner = fields.get("intermediate_size") or fields.get("n_inner") or fields.get("ffn_dim") or 4 * hidden
-    num_experts, num_routes = _experts(fields)
+    _, num_routes = _experts(fields)
     routed = num_routes * (fields.get("moe_intermediate_size") or inner)
     routed += fields.get("shared_expert_intermediate_size") or 0
     sparse = list(sparse)
