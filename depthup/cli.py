@@ -15,6 +15,7 @@ from . import __version__
 from .errors import DepthupError
 from .layers import LayerPlan
 from .plan_options import add_plan_options, chosen_plan, names_a_plan
+from .plan_verb import add_plan
 from .recipe_verbs import add_report, add_run, add_status
 from .recipe_verbs import add_verb as _verb
 
@@ -53,7 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"depthup {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for add in (_add_upscale, _add_layers, _add_check, _add_import, _add_generate, add_run, add_status, add_report):
+    own = (_add_upscale, _add_layers, _add_check, _add_import, _add_generate)
+    for add in (*own, add_plan, add_run, add_status, add_report):
         add(verbs)
     return parser
 

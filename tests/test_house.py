@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "probe": frozenset({"checkpoint"}),
     "conversion": frozenset({"checkpoint"}),
     "costs": frozenset({"checkpoint"}),
+    "planning": frozenset({"checkpoint", "costs"}),
     "training": frozenset({"data"}),
     "evaluation": frozenset({"data", "training.objectives"}),
     "synthesis": frozenset({"generation"}),
@@ -53,7 +54,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stages": frozenset({ANY}),
     "pipeline": frozenset({ANY}),
     "reference": frozenset({"cli", "recipe", "presets", "drawing"}),
+    "workloads": frozenset({"recipe", "stages", "presets", "checkpoint", "conversion.gguf_header", "planning"}),
     "recipe_verbs": frozenset({ANY}),
+    "plan_verb": frozenset({ANY}),
     "cli": frozenset({ANY}),
     "__main__": frozenset({"cli"}),
 }
@@ -66,10 +69,12 @@ GROUND = {
 }  # fmt: skip
 # Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.
 ABOVE = {
-    "recipe": {"stages", "pipeline", "recipe_verbs", "reference"},
-    "stages": {"pipeline"},
+    "recipe": {"stages", "pipeline", "workloads", "recipe_verbs", "plan_verb", "reference"},
+    "stages": {"pipeline", "workloads"},
     "pipeline": {"recipe_verbs"},
-    "recipe_verbs": {"cli"},
+    "workloads": {"plan_verb"},
+    "recipe_verbs": {"plan_verb", "cli"},
+    "plan_verb": {"cli"},
     "cli": {"__main__", "reference"},
     "reference": set(),
     "__main__": set(),
@@ -92,7 +97,8 @@ DOORS: dict[str, set[str]] = {
 # Modules that must load without torch, even indirectly.
 LIGHT = (
     "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "blending", "presets", "checkpoint",
-    "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report",
+    "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
+    "plan_verb", "conversion.gguf_header",
 )  # fmt: skip
 
 

@@ -1,0 +1,155 @@
+"""Memory: what autograd keeps in real models, what the optimizer really holds, the case of SOLAR by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pico
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from depthup.layers import LayerPlan
+from depthup.planning.compute import Trainable, trained_parameters
+from depthup.planning.memory import Layout, activation_elements, memory
+from depthup.planning.shapes import ModelShape, published_shape, shape_from_config
+from depthup.planning.workload import Workload, training
+
+SHAPE = {
+    "hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
+    "num_hidden_layers": 4, "vocab_size": 320, "max_position_embeddings": 512, "tie_word_embeddings": True,
+    "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma3_text"), SHAPE),
+    "gpt2": {
+        "n_embd": 96, "n_head": 6, "n_layer": 4, "vocab_size": 320, "resid_pdrop": 0.0, "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0,
+    },
+    "mixtral": {**SHAPE, "num_local_experts": 4},
+    "qwen3_moe": {**SHAPE, "moe_intermediate_size": 64, "num_experts": 8, "num_experts_per_tok": 2},
+}  # fmt: skip
+ROWS, ROW_TOKENS = 2, 64
+ALONE = Layout(1, "eager", is_processor=True)
+ON_GPU = Layout(1)
+
+
+def build(family: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ModelShape]:
+    config = AutoConfig.for_model(family, **FAMILIES[family])
+    config._attn_implementation = "sdpa"
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).to(dtype).train(), shape_from_config(config.to_dict())
+
+
+def kept_elements(model: Any) -> float:
+    """Numbers that autograd keeps for each token: unique storages, those of parameters left out."""
+    ours = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}  # holds the tensors, so that no storage is used again
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in ours:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids = pico.tokens(ROW_TOKENS, ROWS)
+    places = torch.arange(ROW_TOKENS).repeat(ROWS, 1)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.base_model(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state.sum()
+    return sum(t.untyped_storage().nbytes() for t in kept.values()) / ids.numel() / model.dtype.itemsize
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_are_what_autograd_keeps(family: str) -> None:
+    model, shape = build(family)
+    assert activation_elements(shape, "eager") == pytest.approx(kept_elements(model), rel=0.15)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_activations_of_compiled_layers_are_what_the_partitioner_keeps(family: str) -> None:
+    """The same partitioner as on a GPU (it chooses what is computed again), without making kernels."""
+    model, shape = build(family, torch.bfloat16)
+    torch._dynamo.reset()
+    for layer in model.base_model.h if family == "gpt2" else model.base_model.layers:
+        layer.compile(backend="aot_eager_decomp_partition")
+    assert activation_elements(shape, "compiled") == pytest.approx(kept_elements(model), rel=0.15)
+
+
+def items(work: Workload, layout: Layout) -> dict[str, float]:
+    return {item.name: item.num_bytes for item in memory(work, layout)}
+
+
+@pytest.mark.filterwarnings("ignore")  # peft asks transformers for an old name
+@pytest.mark.parametrize("rank", [0, 4])
+def test_states_are_what_a_step_of_adamw_holds(rank: int) -> None:
+    model, shape = build("llama")
+    work = training("stage", "sft", shape, num_steps=1, rows_per_step=2, row_tokens=ROW_TOKENS, lora_rank=rank)
+    if rank:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=rank, target_modules="all-linear"))
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
+    model(input_ids=pico.tokens(8, 2)).logits.sum().backward()
+    optimizer.step()
+    said = items(work, ALONE)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert said["weights"] == sum(parameter.nbytes for parameter in trained)
+    assert said["gradients"] == sum(parameter.grad.nbytes for parameter in trained)
+    moments = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
+    assert said["optimizer moments"] == sum(moment.nbytes for moment in moments)
+    assert said["weights"] + said.get("frozen weights", 0) == sum(p.nbytes for p in model.parameters())
+
+
+def solar(**settings: Any) -> Workload:
+    shape = published_shape("mistral-7b").grown(LayerPlan.upscale(32, 8))
+    work = training("t", "pretrain", shape, num_steps=1, rows_per_step=8, row_tokens=4096, micro_batch_rows=1)
+    return Workload(**{**vars(work), **settings})
+
+
+def states(work: Workload, layout: Layout) -> float:
+    named = ("float32 master weights", "weights", "gradients", "optimizer moments")
+    return sum(size for name, size in items(work, layout).items() if name in named)
+
+
+def test_solar_by_hand() -> None:
+    """10.73 B x 16 B = 171.7 GB; without masters and with 8-bit moments 6 B, 64.4 GB (reference: training.md 4)."""
+    assert states(solar(), ON_GPU) == pytest.approx(171.7e9, rel=1e-3)
+    assert states(solar(precision="bfloat16", optimizer="adamw-8bit"), ON_GPU) == pytest.approx(64.4e9, rel=1e-3)
+    assert states(solar(), Layout(32)) == pytest.approx(171.7e9 / 32, rel=1e-3)
+
+
+def test_what_is_shared_shrinks_and_what_is_not_stays() -> None:
+    few, many = items(solar(), Layout(2)), items(solar(), Layout(16))
+    for name in ("float32 master weights", "gradients", "optimizer moments"):
+        assert few[name] == 8 * many[name]
+    assert few["activations"] == many["activations"]
+    assert few["gathered layers"] == many["gathered layers"]
+
+
+def test_each_recomputation_keeps_less_than_the_one_before() -> None:
+    ways = ("none", "selective", "full")
+    none, selective, full = (items(solar(recompute=way), ON_GPU)["activations"] for way in ways)
+    assert full < selective / 4 < none / 4 < none
+    assert full >= 48 * 4096 * 4096 * 2  # the input of each layer, at least
+
+
+def test_lora_leaves_the_frozen_weights_in_the_type_of_computing() -> None:
+    work = solar(trainable=Trainable(lora_rank=16))
+    said = items(work, ON_GPU)
+    assert said["frozen weights"] == 2 * work.shape.num_parameters
+    assert said["optimizer moments"] == 8 * trained_parameters(work.shape, work.trainable) < 1e9
+
+
+def test_runs_that_were_measured_on_an_h100_fit_there() -> None:
+    """Reference: measured.md 2; the largest batches of its table ran, so a plan may not call them too large."""
+    smol = published_shape("smollm2-135m").grown(LayerPlan.upscale(30, 8))
+    large = shape_from_config({
+        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 32000,
+    })  # fmt: skip
+    ran = ((smol, 32, "mixed"), (smol, 48, "bfloat16"), (large, 10, "mixed"), (large, 16, "bfloat16"))
+    for shape, rows, precision in ran:
+        work = training("t", "pretrain", shape, num_steps=1, rows_per_step=rows, row_tokens=2048, micro_batch_rows=rows)
+        light = "adamw-bf16" if precision == "bfloat16" else "adamw"
+        held = sum(items(Workload(**{**vars(work), "precision": precision, "optimizer": light}), ON_GPU).values())
+        assert 40e9 < held < 79 * 2**30, (rows, held)
