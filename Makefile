@@ -17,7 +17,7 @@ demo: .venv/ready
 	$(BIN)/depthup run recipes/quickstart
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .

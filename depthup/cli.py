@@ -267,7 +267,7 @@ exit status: 0 nothing found, 1 something found
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="only look: do not load it with transformers, on the meta device",
+        help="only look: do not load it with transformers, on the meta device (nor with --against)",
     )
     parser.add_argument(
         "--against", metavar="BASE",
@@ -286,7 +286,8 @@ def _check(options: argparse.Namespace) -> int:
         raise CheckpointError("a plan is named, and no base to compare with", next_step="add --against BASE")
     folder = local_folder(options.folder)
     findings, loads = check_checkpoint(folder), ""
-    if not options.quick and all(finding.guessed for finding in findings):
+    loading = not (options.quick or options.against)  # byte by byte against the base says more
+    if loading and all(finding.guessed for finding in findings):
         from .models import UnknownModel, findings_on_loading
 
         try:

@@ -56,6 +56,10 @@ class TrainingError(DepthupError):
     """A training run that cannot start or go on."""
 
 
+class Stopped(Exception):
+    """A run that a signal of its launcher stopped, with its state saved: run again, it goes on."""
+
+
 def readable(text: str) -> str:
     """The text as a terminal may show it: what does not print is escaped, the middle of a very long line left out.
 

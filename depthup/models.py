@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .checkpoint.check import Finding
@@ -147,6 +149,11 @@ def resolve_device(wanted: str) -> str:
             f"torch cannot compute on '{wanted}': {_first_line(error)}", allowed="auto, cpu, cuda, cuda:1 ..."
         ) from error
     return wanted
+
+
+def attention_interfaces() -> tuple[Any, Any]:
+    """transformers' tables of attention functions and of the masks for them, by name; new names may be registered."""
+    return ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:

@@ -179,9 +179,10 @@ def run_pretrain(job: Job, folder: Path) -> dict[str, Any]:
     from .data.packing import pack
     from .evaluation.heldout import held_out_loss
     from .models import export_model, load_model, load_tokenizer
-    from .training.loop import TrainSettings, train
+    from .training.loop import train
     from .training.objectives import causal_lm, require_document_mask, summed_loss
     from .training.schedule import Schedule
+    from .training.settings import TrainSettings
 
     stage: PretrainStage = job.stage
     source = job.folders[stage.model]
@@ -206,11 +207,13 @@ def run_pretrain(job: Job, folder: Path) -> dict[str, Any]:
         eval_every=stage.eval_every,
         micro_batch_rows=stage.micro_batch_rows,
         checkpoint_every=stage.checkpoint_every,
-        autocast=job.device.startswith("cuda"),
+        precision="mixed" if job.device.startswith("cuda") else "float32",
     )
 
-    def evaluate(current: Any) -> float:
-        return held_out_loss(current, held_out, summed_loss, rows_per_batch=stage.micro_batch_rows).loss
+    def evaluate(current: Any) -> dict[str, float]:
+        return {
+            "held_out_loss": held_out_loss(current, held_out, summed_loss, rows_per_batch=stage.micro_batch_rows).loss
+        }
 
     result = train(model, rows, causal_lm, settings, folder, evaluate=evaluate, label=job.name, progress=job.progress)
     export_model(model, source, folder)

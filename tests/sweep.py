@@ -197,7 +197,7 @@ def _leave_lists_out(folder: Path) -> list[str]:
 
 def _prefix(specimen: Specimen, raw: dict[str, Any]) -> str | None:
     """The prefix on disk of the stack that a row names by a word."""
-    if specimen.stack is None or "." in specimen.stack:
+    if specimen.stack is None or "." in specimen.stack or specimen.stack in indexed_prefixes(raw):
         return specimen.stack
     words = HINTS.get(specimen.stack, (specimen.stack,))
     lists = [prefix for prefix, indices in indexed_prefixes(raw).items() if len(indices) > 1]

@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import CheckpointError, PlanError, nearest, shown
 from ..layers import LayerPlan
 from .fields import (
     ENCODER_LISTS,
+    ENCODER_REFUSED,
     IMPLIED,
     INDEX_DEPENDENT,
     INDEX_LISTS,
@@ -72,7 +74,7 @@ def grow_config(
     edit = _Edit(copy.deepcopy(dict(config)), stack, plan)
     edit.result.pop("_name_or_path", None)
     scope = edit.scope
-    refuse_family(scope)
+    refuse_family(scope, ENCODER_REFUSED if stack.role == "encoder" else {})
     _refuse_misspelt(scope, lists or {})
     spelt = dict(scope)
     implied = _write_implied(scope, stack.num_layers)
@@ -167,7 +169,7 @@ def _refuse_misspelt(scope: Mapping[str, Any], lists: Mapping[str, str]) -> None
             raise CheckpointError(f"'{what}' says nothing of the list '{key}'", allowed="layers, keep")
 
 
-def refuse_family(scope: Mapping[str, Any]) -> None:
+def refuse_family(scope: Mapping[str, Any], more: Mapping[str, str] = MappingProxyType({})) -> None:
     """Raise :class:`CheckpointError` where what a layer computes hangs on its index and no field can say it."""
     family = scope.get("model_type")
     if isinstance(family, str) and family in INDEX_DEPENDENT:
@@ -179,7 +181,7 @@ def refuse_family(scope: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"the model is a {family}: {NOT_CARRIED[family]}", next_step="this architecture is not supported yet"
         )
-    for key, reason in REFUSED.items():
+    for key, reason in (REFUSED | dict(more)).items():
         if scope.get(key):
             raise CheckpointError(
                 f"the config has {key} = {_short(scope[key])}: {reason}",
@@ -344,11 +346,15 @@ def _carry_depth(edit: _Edit) -> None:
     n, s = plan.num_base_layers, plan.num_target_layers
     if "num_layers" in stack.depth_keys and stack.role == "encoder" and scope.get("num_decoder_layers") is None:
         edit.put("num_decoder_layers", n)  # T5: as many as the encoder has, where it is not said
-    if "num_layers" in stack.depth_keys and stack.role == "decoder" and scope.get("num_decoder_layers") is None:
+    unsaid = not stack.scope and scope.get("num_decoder_layers") is None
+    if "num_layers" in stack.depth_keys and stack.role == "decoder" and unsaid:
         edit.put("num_decoder_layers", s)
     else:
         for key in stack.depth_keys:
             edit.put(key, s)
+    part = scope.get(f"{stack.role}_config")
+    if isinstance(part, dict) and part.get("layers") == n:  # FastSpeech 2 says it twice
+        edit.put("layers", s, part)
     _carry_sparse_step(edit)
     decoder_alone = stack.role == "text" and any(key in DECODER_KEYS for key in stack.depth_keys)
     if decoder_alone:  # the cache has as many places as the class's num_hidden_layers says, which is the encoder's

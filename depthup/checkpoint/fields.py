@@ -74,6 +74,8 @@ REFUSED = {
     "position_encoding_2d": "ChatGLM-6B multiplies each residual by sqrt(2 * depth)",
     "use_cla": "layers next to each other share keys and values",
 }
+# The same, of an encoder's layers.
+ENCODER_REFUSED = {"distil": "convolutions that halve the sequence stand between the layers, one fewer than these"}
 # Families in which a layer computes something else in another place, or at another depth, and no field says so.
 INDEX_DEPENDENT = {
     "diffllama": "the weight of its second softmax is a function of the layer's index",
@@ -238,7 +240,7 @@ COMPANIONS = {
     "rt_detr_v2": ("layers", ("bbox_embed", "class_embed")),
 }
 # Families whose decoder's cache has as many places as the encoder has layers, in transformers' classes.
-CACHE_BY_ENCODER = frozenset({"longt5", "mt5", "switch_transformers", "t5", "umt5"})
+CACHE_BY_ENCODER = frozenset({"longt5", "mt5", "switch_transformers", "t5", "udop", "umt5"})
 # Switches that, when they are on, make layers differ by their index modulo a number.
 SWITCHED_PERIODS = {"stagger_local_blocks": 2}
 # Models other parts of which hang on the layers of a stack in a way that depthup does not carry over yet.

@@ -283,9 +283,10 @@ def _rank(prefix: str, depth: Depth, config: Mapping[str, Any], whole: _Whole) -
             return None  # it speaks of another part
         elif here and sense in whole.said:
             return None  # another part of the config speaks of it
-        elif there:
-            rank -= 1  # it speaks of a part that these weights leave out
+        elif there:  # a part that these weights leave out, or, where an encoder feeds a decoder, the encoder
+            rank += 1 if _side(prefix) == "encoder" and len(whole.sides - {""}) == 2 else -1
     rank += 2 * bool(_TEXT.search(prefix) and _TEXT.search(scope))
+    rank += 3 * bool(depth.scope and depth.scope[-1].removesuffix("_config") in prefix)  # the part's own name
     side = _side(prefix)
     stated = _side(depth.key) or _side(depth.scope[-1] if depth.scope else "")
     if side and stated and side != stated:

@@ -7,7 +7,7 @@ each document's first is a target exactly once, however the rows are filled.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -111,6 +111,8 @@ class PackedRows:
         row_offsets: int64 [num_rows + 1]; row r holds ``pieces[row_offsets[r]:row_offsets[r + 1]]``.
         row_tokens: Tokens in a row.
         document_mask: Whether documents in a row are kept apart.
+        num_truncated: Documents of which only the first ``row_tokens`` tokens are in a row.
+        num_dropped: Documents left out, because no target was left of them.
     """
 
     documents: TokenizedDocuments
@@ -118,6 +120,8 @@ class PackedRows:
     row_offsets: NDArray[np.int64]
     row_tokens: int
     document_mask: bool = True
+    num_truncated: int = 0
+    num_dropped: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -125,8 +129,8 @@ class PackedRows:
 
     @property
     def num_targets(self) -> int:
-        """Targets in all rows: the tokens less one for each piece."""
-        return int((self.pieces[:, 1] - self.pieces[:, 0] - 1).sum())
+        """Targets in all rows: without a mask, the tokens less one for each piece."""
+        return int(_count_targets(self.documents, self.pieces).sum())
 
     def batch(self, rows: NDArray[np.int64]) -> Batch:
         """The rows with these indices."""
@@ -141,6 +145,8 @@ class PackedRows:
                 ids = self.documents.tokens[begin:end]
                 input_ids[place, filled:stop] = ids
                 labels[place, filled : stop - 1] = ids[1:]
+                if self.documents.targets is not None:
+                    labels[place, filled : stop - 1][~self.documents.targets[begin + 1 : end]] = IGNORED
                 if self.document_mask:
                     position_ids[place, filled:] = np.arange(self.row_tokens - filled)
                 filled = stop
@@ -164,30 +170,102 @@ class PackedRows:
         return int(_permutation(seed, epoch, self.num_rows)[place])
 
 
-@lru_cache(maxsize=2)  # a step lies in one epoch, or on the border of two
+@lru_cache(maxsize=16)  # a step lies in one epoch, or on the border of two, of each source of a mixture
 def _permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(size)
 
 
-def pack(documents: TokenizedDocuments, row_tokens: int, document_mask: bool = True) -> PackedRows:
-    """Pack documents into rows of ``row_tokens`` by best fit, longest pieces first.
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """Batches of rows of one length below one another; of preferences, with their pairs counted through.
 
     Raises:
-        DataError: A row is too short to hold a target, or no document has two tokens.
+        DataError: The rows are of different lengths, or only some batches hold preferences.
+    """
+    if len({(type(batch), batch.input_ids.shape[1]) for batch in batches}) != 1:
+        found = ", ".join(f"{type(batch).__name__} of {batch.input_ids.shape[1]} tokens" for batch in batches)
+        raise DataError(f"rows that do not fit together: {found}", allowed="rows of one kind and one row_tokens")
+    input_ids, labels, position_ids = (
+        np.concatenate([getattr(batch, name) for batch in batches]) for name in ("input_ids", "labels", "position_ids")
+    )
+    pairs = [batch for batch in batches if isinstance(batch, PairBatch)]
+    if not pairs:
+        return Batch(input_ids, labels, position_ids)
+    before = np.cumsum([0, *(2 * batch.num_units for batch in pairs)])
+    moved = [np.where(b.sequences < 0, -1, b.sequences + shift) for b, shift in zip(pairs, before, strict=False)]
+    references = [batch.reference for batch in pairs if batch.reference is not None]
+    if len(references) not in (0, len(pairs)):
+        raise DataError("only some of the batches know the reference's log-probabilities", allowed="all, or none")
+    return PairBatch(
+        input_ids, labels, position_ids, np.concatenate(moved), np.concatenate(references) if references else None
+    )
+
+
+def pack(
+    documents: TokenizedDocuments,
+    row_tokens: int,
+    document_mask: bool = True,
+    *,
+    whole: bool = False,
+    max_dropped: float = 0.1,
+) -> PackedRows:
+    """Pack documents into rows of ``row_tokens`` by best fit, longest pieces first.
+
+    Args:
+        documents: With or without a mask of targets.
+        row_tokens: Tokens in a row.
+        document_mask: Whether documents in a row are kept apart.
+        whole: For conversations: a document longer than a row is truncated, not cut into pieces that would begin in
+            the middle of a turn; one of which no target is left is dropped.
+        max_dropped: Share of documents, from 0 to 1, that may be dropped before the data are refused.
+
+    Raises:
+        DataError: A row is too short to hold a target, no document has a target, or too many are truncated to nothing.
     """
     if row_tokens < 2:
         raise DataError(f"row_tokens is {row_tokens}", allowed="at least 2: one token and the one that follows")
-    pieces = _cut(documents.offsets, row_tokens)
-    if len(pieces) == 0:
-        raise DataError("no document has two tokens, so there is nothing to predict", next_step="add longer text")
+    num_truncated = num_dropped = 0
+    if whole:
+        pieces, num_truncated, num_dropped = _truncated(documents, row_tokens, max_dropped)
+    else:
+        pieces = _cut(documents.offsets, row_tokens)
+    if _count_targets(documents, pieces).sum() == 0:
+        raise DataError("no document has two tokens, so there is nothing to predict" if documents.targets is None
+                        else "no document has a target, so there is nothing to learn",
+                        next_step="add longer text")  # fmt: skip
     lengths = pieces[:, 1] - pieces[:, 0]
     order = np.argsort(-lengths, kind="stable")
     rows = _best_fit(lengths[order].tolist(), row_tokens)
     by_row = np.argsort(rows, kind="stable")
-    counts = np.bincount(rows)
+    row_offsets = np.concatenate([[0], np.cumsum(np.bincount(rows))])
     return PackedRows(
-        documents, pieces[order][by_row], np.concatenate([[0], np.cumsum(counts)]), row_tokens, document_mask
+        documents, pieces[order][by_row], row_offsets, row_tokens, document_mask, num_truncated, num_dropped
     )
+
+
+def _count_targets(documents: TokenizedDocuments, pieces: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Targets of each piece, whose first token never is one."""
+    if documents.targets is None:
+        return np.maximum(pieces[:, 1] - pieces[:, 0] - 1, 0)
+    targets = documents.targets
+    return np.asarray([np.count_nonzero(targets[begin + 1 : end]) for begin, end in pieces.tolist()], np.int64)
+
+
+def _truncated(
+    documents: TokenizedDocuments, row_tokens: int, max_dropped: float
+) -> tuple[NDArray[np.int64], int, int]:
+    """The first ``row_tokens`` tokens of each document that has a target there; how many are truncated, and dropped."""
+    begins, ends = documents.offsets[:-1], documents.offsets[1:]
+    pieces = np.stack([begins, np.minimum(ends, begins + row_tokens)], axis=1)
+    kept = _count_targets(documents, pieces) > 0
+    num_dropped = int((~kept).sum())
+    if num_dropped > max_dropped * len(pieces):
+        raise DataError(
+            f"{num_dropped:,} of {len(pieces):,} documents are truncated to nothing: their first {row_tokens} tokens"
+            " hold no target",
+            allowed=f"at most {max_dropped:.0%} of them",
+            next_step="raise row_tokens, or take documents with long contexts out",
+        )
+    return pieces[kept], int((kept & (pieces[:, 1] < ends)).sum()), num_dropped
 
 
 def _cut(offsets: NDArray[np.int64], row_tokens: int) -> NDArray[np.int64]:

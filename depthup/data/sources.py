@@ -33,6 +33,21 @@ class Document:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it lies in its source: what its file, or its data set, holds there.
+
+    Attributes:
+        name: Finds it again in its source, as in ``rows.jsonl:7``.
+        place: The same for messages, as in ``row 7 of data/rows.jsonl``.
+        value: As read; a mapping of fields where the file is in order.
+    """
+
+    name: str
+    place: str
+    value: Any
+
+
 class Source(Protocol):
     """Anything that yields documents in a fixed order."""
 
@@ -108,24 +123,28 @@ class Files:
         Raises:
             DataError: A file is missing or unreadable, or a row has no such field (file and row are named).
         """
+        for row in self.rows():
+            fields = row.value if isinstance(row.value, Mapping) else {}
+            text = fields.get(self.field)
+            if not isinstance(text, str):
+                raise DataError(
+                    f"{row.place} has no text in the field '{self.field}'{nearest(self.field, fields)}",
+                    allowed=f"one of its fields: {(', '.join(fields) or type(row.value).__name__)[:200]}",
+                    next_step="name the field in the recipe: field: ...",
+                )
+            require_text(text, row.place)
+            if text:
+                yield Document(row.name, text)
+
+    def rows(self) -> Iterator[Row]:
+        """Each row of each file as it lies there; a text file is one row.
+
+        Raises:
+            DataError: A file is missing or unreadable.
+        """
         for path in self._files():
-            for number, row in _rows(path):
-                text = row.get(self.field) if isinstance(row, Mapping) else None
-                if not isinstance(text, str):
-                    fields = ", ".join(row) if isinstance(row, Mapping) else type(row).__name__
-                    hint = nearest(self.field, row) if isinstance(row, Mapping) else ""
-                    raise DataError(
-                        f"row {number} of {path} has no text in the field '{self.field}'{hint}",
-                        allowed=f"one of its fields: {fields[:200]}",
-                        next_step="name the field in the recipe: field: ...",
-                    )
-                if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-                    raise DataError(
-                        f"row {number} of {path} holds half of a surrogate pair, which is no text",
-                        next_step="write the row again as valid UTF-8",
-                    )
-                if text:
-                    yield Document(f"{path.name}:{number}", text)
+            for number, value in _rows(path):
+                yield Row(f"{path.name}:{number}", f"row {number} of {path}", value)
 
     def identity(self, digest: Callable[[Path], str]) -> dict[str, Any]:
         files = [{"kind": _kind(path), "sha256": digest(path)} for path in self._files()]
@@ -173,6 +192,17 @@ class HubDataset:
         Raises:
             DataError: The package is missing, the hub is out of reach, or a row has no such column.
         """
+        for row in self.rows():
+            if not isinstance(row.value.get(self.field), str):
+                raise DataError(f"{row.place} has no text in '{self.field}'", allowed=", ".join(row.value))
+            yield Document(row.name, row.value[self.field])
+
+    def rows(self) -> Iterator[Row]:
+        """Each row as the hub serves it.
+
+        Raises:
+            DataError: The package is missing, or the hub is out of reach.
+        """
         try:
             from datasets import load_dataset
         except ImportError as error:
@@ -181,14 +211,8 @@ class HubDataset:
             ) from error
         try:
             rows = load_dataset(self.name, self.config, split=self.split, revision=self.revision, streaming=True)
-            for number, row in enumerate(rows):
-                if not isinstance(row.get(self.field), str):
-                    raise DataError(
-                        f"row {number} of {self.name} has no text in '{self.field}'", allowed=", ".join(row)
-                    )
-                yield Document(f"{self.name}:{number}", row[self.field])
-        except DataError:
-            raise
+            for number, value in enumerate(rows):
+                yield Row(f"{self.name}:{number}", f"row {number} of {self.name}", value)
         except Exception as error:  # datasets raises many kinds: no network, no such name, no such config
             raise DataError(
                 f"cannot read the data set {self.name}: {error}", next_step="check its name and the network"
@@ -197,6 +221,14 @@ class HubDataset:
     def identity(self, digest: Callable[[Path], str]) -> dict[str, Any]:
         return {"source": "hub", "name": self.name, "config": self.config, "split": self.split, "field": self.field,
                 "revision": self.revision}  # fmt: skip
+
+
+def require_text(text: str, place: str) -> None:
+    """Raise :class:`DataError` for a text that no tokenizer takes."""
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(
+            f"{place} holds half of a surrogate pair, which is no text", next_step="write the row again as valid UTF-8"
+        )
 
 
 def split_of(text: str, held_out: float) -> Split:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,10 @@ _NOT_FOLLOWED = {
 }
 
 
+_OPENING = dict.fromkeys(b"[{", 1) | dict.fromkeys(b"]}", -1)
+_MAX_DEPTH = 100
+
+
 @dataclass(frozen=True)
 class Imported:
     """A plan that a file says, and what the file says besides that surgery does otherwise, one line each."""
@@ -47,7 +52,10 @@ def read_mergekit(path: str | os.PathLike[str], names: TensorNames) -> Imported:
         PlanError: The file cannot be read, or says what is no layer plan of one model.
     """
     try:
-        value = yaml.safe_load(Path(path).read_bytes())
+        text = Path(path).read_bytes()
+        if max(accumulate((_OPENING.get(byte, 0) for byte in text), initial=0)) > _MAX_DEPTH:
+            raise RecursionError("its lists are nested too deep")  # the parser would take minutes to find that out
+        value = yaml.safe_load(text)
     except (OSError, ValueError, LookupError, AttributeError, TypeError, yaml.YAMLError, RecursionError) as error:
         raise PlanError(f"{path} is no YAML file: {error}", next_step="see mergekit's own examples") from error
     return from_mergekit(value, names)

@@ -1,4 +1,4 @@
-"""One training loop for every objective: accumulate, clip, step, measure, save; interrupted at any step, it resumes."""
+"""One training loop for every objective: step, guard, measure, save; interrupted anywhere, it resumes."""
 
 from __future__ import annotations
 
@@ -6,62 +6,47 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.packing import Batch, Rows
-from ..errors import TrainingError
-from .checkpointing import load_state, save_state
-from .metrics import MetricsFile, read_metrics
+from ..errors import Stopped, TrainingError
+from .checkpointing import States
+from .guard import Guard
+from .metrics import Logger, MetricsFile, read_metrics
 from .objectives import Objective
-from .schedule import Schedule
+from .optimizers import make_optimizer, take_masters
+from .parallel import World, alone, lay_out
+from .settings import TrainResult, TrainSettings
+from .step import train_step
+
+_MAX_ROLLBACKS = 3
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """What a run does.
+@dataclass
+class _Run:
+    """What changes while a run goes on; ``counters`` is what is saved of it."""
 
-    Attributes:
-        schedule: Number of steps and the learning rate's shape.
-        learning_rate: Peak rate.
-        rows_per_step: Rows in a global batch.
-        weight_decay: Decoupled decay of matrices (AdamW, arXiv:1711.05101); vectors, norms and biases have none.
-        betas: AdamW's.
-        clip_norm: Largest norm of the gradient over all parameters.
-        seed: Order of rows.
-        eval_every: Steps between held-out losses; 0 for start and end only.
-        micro_batch_rows: Rows in one forward pass; changes memory and speed, not the result.
-        checkpoint_every: Steps between saved states, the last step included; 0 for interruptions only.
-        autocast: Compute in bfloat16 where it is safe, parameters stay float32.
-    """
+    step: int = 0
+    tokens_seen: int = 0
+    num_skipped: int = 0
+    data_shift: int = 0  # steps whose rows were passed over, after rollbacks
+    num_rollbacks: int = 0
+    skips_in_a_row: int = field(default=0, compare=False)
 
-    schedule: Schedule
-    learning_rate: float
-    rows_per_step: int
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip_norm: float = 1.0
-    seed: int = 0
-    eval_every: int = 0
-    micro_batch_rows: int = 4
-    checkpoint_every: int = 0
-    autocast: bool = False
+    def counters(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in _COUNTERS}
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """Totals of a finished run."""
-
-    num_steps: int
-    num_tokens_seen: int
-    held_out_loss: float | None
+_COUNTERS = ("step", "tokens_seen", "num_skipped", "data_shift", "num_rollbacks")
 
 
 def train(
@@ -71,130 +56,225 @@ def train(
     settings: TrainSettings,
     folder: Path,
     *,
-    evaluate: Callable[[nn.Module], float] | None = None,
+    world: World | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
+    watch: Callable[[dict[str, Any]], Sequence[str]] | None = None,
+    loggers: Sequence[Logger] = (),
     label: str = "train",
     progress: bool = True,
 ) -> TrainResult:
     """Train ``model`` in place.
 
-    Writes ``metrics.jsonl`` (a line for each step and each held-out loss) and ``state/`` into ``folder``. Called again
-    with the same arguments and folder, it goes on where it was stopped and ends as if it were not, on CPU to the bit.
+    Writes ``metrics.jsonl`` (a line for each step and each measurement) and ``state/`` into ``folder``. Called again
+    with the same arguments and folder, it goes on where it was stopped and ends as if it were not: on CPU to the bit,
+    with another number of ranks within rounding.
 
     Args:
-        model: On its device, parameters in float32.
-        rows: Training text.
+        model: On its device, whole, parameters in float32; afterwards it is as :func:`lay_out` left it.
+        rows: What is trained on.
         objective: Summed loss of a batch.
         settings: See :class:`TrainSettings`.
-        folder: An existing folder.
-        evaluate: Mean held-out loss of a model.
+        folder: An existing folder, the same for all ranks.
+        world: The ranks; this process alone by default.
+        groups: Names of parameters by group, for ``settings.rates``.
+        evaluate: Figures of a model, ``held_out_loss`` among them; called on every rank.
+        watch: Sees each step's figures and returns warnings, which are shown once each.
+        loggers: Also receive each line of the metrics.
         label: Name on the progress bar, shown if ``progress``.
 
     Raises:
-        TrainingError: The loss or the gradient is not finite; the last saved state stays.
-        KeyboardInterrupt: On SIGINT or SIGTERM, with the state saved.
+        TrainingError: Updates are skipped again and again, with no saved state to go back to or in vain.
+        Stopped: On SIGTERM or SIGUSR1, with the state saved.
+        KeyboardInterrupt: On SIGINT, with the state saved.
     """
-    optimizer, states = make_optimizer(model, settings), folder / "state"
-    counters = load_state(states, model, optimizer) or {"step": 0, "tokens_seen": 0}
-    step, tokens_seen = counters["step"], counters["tokens_seen"]
-    num_steps = settings.schedule.num_steps
-    metrics = MetricsFile(folder / "metrics.jsonl", resumed_step=step)
-
-    def measure() -> None:
-        if evaluate is not None:
-            metrics.write({"step": step, "tokens_seen": tokens_seen, "held_out_loss": evaluate(model)})
-
-    bar = tqdm(total=num_steps, initial=step, desc=label, unit="step", disable=not progress, dynamic_ncols=True)
-    with _stop_requests() as stop, contextlib.closing(metrics), bar:
-        if step == 0:
-            measure()
-            bar.unpause()
-        while step < num_steps:
-            batch = rows.batch_of_step(step, settings.rows_per_step, settings.seed)
-            values = train_step(model, optimizer, objective, batch, settings, step)
-            step, tokens_seen = step + 1, tokens_seen + batch.num_targets
-            metrics.write({"step": step, "tokens_seen": tokens_seen, **values})
-            bar.set_postfix(loss=f"{values['loss']:.3f}", tok_s=f"{values['tokens_per_second']:.0f}", refresh=False)
-            bar.update()
-            if step == num_steps or (settings.eval_every and step % settings.eval_every == 0):
-                measure()
-            due = settings.checkpoint_every and (step % settings.checkpoint_every == 0 or step == num_steps)
-            if due or stop():
-                save_state(states, model, optimizer, {"step": step, "tokens_seen": tokens_seen})
-                if stop():
-                    raise KeyboardInterrupt
+    world = world or alone(next(model.parameters()).device)
+    lay_out(model, world, mixed=settings.precision == "mixed", recompute=settings.recompute, compile=settings.compile)
+    optimizer = make_optimizer(
+        model,
+        weight_decay=settings.weight_decay,
+        betas=settings.betas,
+        precision="float32" if world.mesh is not None and settings.precision == "mixed" else settings.precision,
+        groups=groups,
+        rates=settings.rates,
+    )
+    guard = Guard(world.device, sigmas=settings.guard_sigmas)
+    states = States(folder / "state", model, optimizer, guard, world, settings.num_states)
+    run = _Run(**(states.load() or {}))
+    metrics = MetricsFile(folder / "metrics.jsonl", run.step, loggers if world.is_first else (), world.is_first)
+    bar = tqdm(total=settings.schedule.num_steps, initial=run.step, desc=label, unit="step",
+               disable=not (progress and world.is_first), dynamic_ncols=True)  # fmt: skip
+    loop = _Loop(model, rows, objective, settings, world, optimizer, guard, states, run, metrics, bar, evaluate, watch)
+    with _stop_requests() as stop, contextlib.closing(metrics), bar, ThreadPoolExecutor(1) as ahead:
+        loop.go(stop, ahead)
+    take_masters(model, optimizer)
     measured = [line["held_out_loss"] for line in read_metrics(metrics.path) if "held_out_loss" in line]
-    return TrainResult(num_steps, tokens_seen, measured[-1] if measured else None)
+    return TrainResult(run.step, run.tokens_seen, measured[-1] if measured else None, run.num_skipped)
 
 
-def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    batch: Batch,
-    settings: TrainSettings,
-    step: int,
-) -> dict[str, float]:
-    """One optimiser update on a global batch; each target token has the same weight, however rows are split.
+@dataclass
+class _Launched:
+    """A step whose figures are still on the device."""
 
-    Returns:
-        ``loss`` (nats per target token), ``learning_rate``, ``grad_norm`` (before clipping), ``tokens_per_second``.
-
-    Raises:
-        TrainingError: Loss or gradient norm is not finite; no parameter was changed.
-    """
-    started = time.perf_counter()
-    model.train()
-    rate = settings.learning_rate * settings.schedule.factor(step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    device = next(model.parameters()).device
-    total = torch.zeros((), device=device)
-    for start in range(0, batch.num_rows, settings.micro_batch_rows):
-        micro_batch = batch.rows(start, start + settings.micro_batch_rows)
-        if micro_batch.num_targets == 0:
-            continue
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast):
-            loss = objective(model, micro_batch).loss / batch.num_units
-        loss.backward()
-        total += loss.detach()
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
-    values = {"loss": total.item(), "learning_rate": rate, "grad_norm": float(grad_norm)}
-    if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-        optimizer.zero_grad()
-        raise TrainingError(
-            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}; the update was not applied",
-            next_step="lower learning_rate, or look at the text of this step",
-        )
-    optimizer.step()
-    optimizer.zero_grad()
-    return values | {"tokens_per_second": batch.num_targets / (time.perf_counter() - started)}
+    step: int
+    values: Tensor
+    names: list[str]
+    learning_rate: float
+    num_tokens: int
+    tokens_seen: int
 
 
-def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW; only parameters with two or more dimensions decay."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, fused=True)
+@dataclass
+class _Loop:
+    """The loop's parts in one place; on a GPU each step's figures are read while the next one computes."""
+
+    model: nn.Module
+    rows: Rows
+    objective: Objective
+    settings: TrainSettings
+    world: World
+    optimizer: torch.optim.Optimizer
+    guard: Guard
+    states: States
+    run: _Run
+    metrics: MetricsFile
+    bar: Any
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None
+    watch: Callable[[dict[str, Any]], Sequence[str]] | None
+    warned: set[str] = field(default_factory=set)
+    read_at: float = field(default_factory=time.perf_counter)
+
+    def go(self, stop: Callable[[], int], ahead: ThreadPoolExecutor) -> None:
+        run, settings, num_steps = self.run, self.settings, self.settings.schedule.num_steps
+        pending: _Launched | None = None
+        batch = ahead.submit(self._batch, run.step)
+        if run.step == 0:
+            self._measure()
+        self.bar.unpause()
+        self.read_at = time.perf_counter()
+        while run.step < num_steps:
+            launched = self._launch(batch.result(), stop)
+            batch = ahead.submit(self._batch, run.step)
+            is_last = run.step == num_steps
+            measuring = is_last or _is_due(run.step, settings.eval_every)
+            due = _is_due(run.step, settings.checkpoint_every) or (is_last and settings.checkpoint_every > 0)
+            late = self.world.device.type == "cuda" and not (measuring or due)
+            requested = self._read(pending) if pending else 0
+            if not late:
+                requested = self._read(launched) or requested
+            pending = launched if late else None
+            if run.skips_in_a_row >= settings.max_skips:
+                self._roll_back()
+                batch, pending, measuring, due = ahead.submit(self._batch, run.step), None, False, False
+            due = due or requested > 0
+            if measuring:
+                self._measure()
+                self.read_at = time.perf_counter()
+            self.states.poll()
+            if due:
+                self.states.save(run.counters(), wait=self.world.device.type == "cpu" or bool(requested))
+            if requested:
+                self.states.finish()
+                raise KeyboardInterrupt if requested == signal.SIGINT else Stopped(signal.Signals(requested).name)
+        self.states.finish()
+
+    def _batch(self, step: int) -> Batch:
+        return self.rows.batch_of_step(step + self.run.data_shift, self.settings.rows_per_step, self.settings.seed)
+
+    def _launch(self, batch: Batch, stop: Callable[[], int]) -> _Launched:
+        run, world = self.run, self.world
+        values = train_step(self.model, self.optimizer, self.objective, batch, self.settings, run.step,
+                            world=world, guard=self.guard)  # fmt: skip
+        request = torch.tensor(float(stop()), device=world.device)
+        if world.mesh is not None:  # the largest of the ranks' signals: all stop in the same step
+            torch.distributed.all_reduce(request, torch.distributed.ReduceOp.MAX)
+        values["stop"] = request
+        rate = self.settings.learning_rate * self.settings.schedule.factor(run.step)
+        run.step, run.tokens_seen = run.step + 1, run.tokens_seen + batch.num_targets
+        names = sorted(values)
+        stacked = torch.stack([values[name].float() for name in names])
+        return _Launched(run.step, stacked, names, rate, batch.num_targets, run.tokens_seen)
+
+    def _read(self, launched: _Launched) -> int:
+        """Wait for a step's figures and write them; returns the signal that asks to stop, or 0."""
+        values = dict(zip(launched.names, launched.values.tolist(), strict=True))
+        now = time.perf_counter()
+        per_second, self.read_at = launched.num_tokens / max(now - self.read_at, 1e-9), now
+        requested, skipped = int(values.pop("stop")), bool(values.pop("skipped"))
+        run = self.run
+        run.skips_in_a_row = run.skips_in_a_row + 1 if skipped else 0
+        run.num_skipped += skipped
+        line: dict[str, Any] = {"step": launched.step, "tokens_seen": launched.tokens_seen, **values}
+        line |= {"learning_rate": launched.learning_rate, "tokens_per_second": per_second}
+        if self.settings.flops_per_token and self.settings.peak_flops:
+            line["mfu"] = per_second * self.settings.flops_per_token / self.settings.peak_flops
+        if skipped:  # what was measured, as it was measured; JSON has no word for what is not finite
+            line = {key: value if math.isfinite(value) else None for key, value in line.items()} | {"skipped": True}
+            self._tell(f"step {launched.step}: loss {values['loss']:.4g}, gradient norm {values['grad_norm']:.4g}: the"
+                       " update was not applied")  # fmt: skip
+        self.metrics.write(line)
+        shown = {"loss": f"{values['loss']:.3f}", "tok_s": f"{per_second:.0f}"}
+        if "mfu" in line:
+            shown["mfu"] = f"{line['mfu']:.1%}"
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+        for warning in self.watch(line) if self.watch else ():
+            if warning not in self.warned:
+                self.warned.add(warning)
+                self._tell(f"step {launched.step}: {warning}")
+        return requested
+
+    def _roll_back(self) -> None:
+        """Go back to the last saved state, and on with the rows behind those that were skipped."""
+        run = self.run
+        self.states.finish()
+        bad_step, shift, num_rollbacks, num_skipped = run.step, run.data_shift, run.num_rollbacks, run.num_skipped
+        counters = self.states.load() if num_rollbacks < _MAX_ROLLBACKS else None
+        if counters is None:
+            why = f"after {num_rollbacks} rollbacks" if num_rollbacks else "and no state is saved to go back to"
+            raise TrainingError(
+                f"{run.skips_in_a_row} steps in a row, up to step {bad_step}, had a loss or gradient that is not finite"
+                f" or a spike; the update was not applied, {why}",
+                next_step="lower learning_rate, set checkpoint_every, or look at the rows of these steps",
+            )
+        for name, value in counters.items():
+            setattr(run, name, value)
+        run.data_shift, run.num_rollbacks = shift + bad_step - run.step, num_rollbacks + 1
+        run.num_skipped, run.skips_in_a_row = num_skipped, 0
+        self.metrics.cut(run.step)
+        self.bar.n = run.step
+        self._tell(f"back to step {run.step}, past the rows of {bad_step - counters['step']} steps")
+
+    def _measure(self) -> None:
+        if self.evaluate is not None:
+            figures = self.evaluate(self.model)
+            self.metrics.write({"step": self.run.step, "tokens_seen": self.run.tokens_seen, **figures})
+
+    def _tell(self, text: str) -> None:
+        if self.world.is_first:
+            tqdm.write(text)
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a request that the loop answers between steps; a second one is obeyed."""
-    requested = False
+def _stop_requests() -> Iterator[Callable[[], int]]:
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request, its number; a second one is obeyed at once."""
+    requested = 0
 
     def note(signal_number: int, frame: FrameType | None) -> None:
         nonlocal requested
         if requested:
             raise KeyboardInterrupt
-        requested = True
+        requested = signal_number
         tqdm.write("stopping after this step, the state will be saved (again to stop at once)")
 
-    previous: dict[signal.Signals, Any] = {}
+    previous: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # not in the main thread: signals are the caller's
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        wanted = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+        previous = {number: signal.signal(number, note) for number in wanted}
     try:
         yield lambda: requested
     finally:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.packing import IGNORED, Batch
 from ..errors import TrainingError
+from ..models import quiet_transformers
+from . import attention
+from .heads import FULL, Head
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,29 @@ class Measured:
 Objective = Callable[[nn.Module, Batch], Measured]
 
 
+@dataclass(frozen=True)
+class CausalLM:
+    """Cross-entropy of each next token, in nats, summed over all targets.
+
+    Attributes:
+        head: How the loss is computed: :func:`~depthup.training.heads.choose_head`. The same loss, whichever it is.
+    """
+
+    head: Head = FULL
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Measured:
+        """The loss of a batch, arrays [num_rows, row_tokens], under a causal language model of transformers."""
+        return Measured(self.head.summed_loss(model, batch))
+
+
+causal_lm = CausalLM()
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss of :data:`causal_lm`, for evaluation."""
+    return causal_lm(model, batch).loss
+
+
 def require_document_mask(model: nn.Module) -> None:
     """Make sure that a model keeps packed documents apart: two short ones must cost packed what they cost alone.
 
@@ -40,17 +65,10 @@ def require_document_mask(model: nn.Module) -> None:
     Raises:
         TrainingError: Documents in a row would see one another.
     """
-    ids = np.arange(1, 17, dtype=np.int64)[None]
-    labels = np.concatenate([ids[:, 1:], [[IGNORED]]], axis=1)
-    labels[:, 7] = IGNORED
-    packed = Batch(ids, labels, np.tile(np.arange(8), 2)[None])
-    halves = (Batch(ids[:, part], labels[:, part], np.arange(8)[None]) for part in (slice(0, 8), slice(8, 16)))
-    training = model.training
-    model.eval()
-    with torch.inference_mode():
-        together = causal_lm(model, packed).loss.item()
-        alone = sum(causal_lm(model, half).loss.item() for half in halves)
-    model.train(training)
+    packed = _sample([8, 8])
+    halves = (_columns(packed, slice(0, 8)), _columns(packed, slice(8, 16)))
+    together = _eval_loss(model, packed)
+    alone = sum(_eval_loss(model, half) for half in halves)
     if not math.isclose(together, alone, rel_tol=2e-4):
         raise TrainingError(
             "this architecture has no document mask in transformers: packed documents would see one another",
@@ -58,26 +76,60 @@ def require_document_mask(model: nn.Module) -> None:
         )
 
 
-def causal_lm(model: nn.Module, batch: Batch) -> Measured:
-    """Cross-entropy of each next token, in nats, summed over all targets.
+def choose_attention(model: nn.Module) -> str:
+    """Let a model's attention run within documents, without a dense mask, where that gives what it gave before.
 
-    No attention mask is passed: from position ids that restart, transformers builds the document mask itself (with an
-    all-ones mask it would not, and documents would see one another).
+    Tried are rows of several documents and of one, longer than short windows, against the model's own attention. Call
+    it under the autocast that training will use, so that the kernel tried is the kernel used.
 
-    Args:
-        model: A causal language model of transformers.
-        batch: Arrays [num_rows, row_tokens].
+    Returns:
+        The model's ``attn_implementation`` from now on: :data:`~depthup.training.attention.NAME`, or what it was
+        ('sdpa' is the only one that is replaced).
     """
-    device = next(model.parameters()).device
-    input_ids, labels, position_ids = (
-        torch.from_numpy(array).to(device, non_blocking=True)
-        for array in (batch.input_ids, batch.labels, batch.position_ids)
-    )
-    logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return Measured(loss)
+    before: str = model.config._attn_implementation  # type: ignore[union-attr, assignment]
+    if before != "sdpa":
+        return before
+    samples = [_sample([3, 40, 1, 21]), _sample([65])]
+    wanted = [_eval_loss(model, sample) for sample in samples]
+    attention.register()
+    with quiet_transformers():
+        model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
+        try:
+            same = attention.is_used(model) and all(
+                math.isclose(_eval_loss(model, sample), loss, rel_tol=_tolerance(model))
+                for sample, loss in zip(samples, wanted, strict=True)
+            )
+        except TrainingError:  # a cap, sinks, a window that differs: its message is for those who call it themselves
+            same = False
+        if not same:
+            model.set_attn_implementation(before)  # type: ignore[operator]
+    return attention.NAME if same else before
 
 
-def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """The loss of :func:`causal_lm`, for evaluation."""
-    return causal_lm(model, batch).loss
+def _columns(batch: Batch, part: slice) -> Batch:
+    """Some columns of a batch, which must begin and end with a document."""
+    return Batch(batch.input_ids[:, part], batch.labels[:, part], batch.position_ids[:, part])
+
+
+def _sample(lengths: list[int]) -> Batch:
+    """One row of documents of these lengths, tokens 1, 2 ... 16, 1, 2 ..."""
+    ids = (np.arange(sum(lengths), dtype=np.int64) % 16 + 1)[None]
+    labels = np.concatenate([ids[:, 1:], [[IGNORED]]], axis=1)
+    labels[:, np.cumsum(lengths) - 1] = IGNORED
+    return Batch(ids, labels, np.concatenate([np.arange(length) for length in lengths])[None])
+
+
+def _eval_loss(model: nn.Module, batch: Batch) -> float:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return causal_lm(model, batch).loss.item()
+    finally:
+        model.train(training)
+
+
+def _tolerance(model: nn.Module) -> float:
+    device = next(model.parameters()).device.type
+    narrow = torch.is_autocast_enabled(device) or next(model.parameters()).dtype != torch.float32
+    return 1e-2 if narrow else 2e-5

@@ -84,6 +84,67 @@ def test_packed_loss_is_the_loss_of_the_documents_alone_or_the_family_is_refused
     assert packed == pytest.approx(alone, rel=1e-5)
 
 
+def masked_documents(lengths: list[int], seed: int = 0, share: float = 0.5) -> TokenizedDocuments:
+    docs = documents(lengths, seed)
+    targets = np.random.default_rng(seed + 1).random(docs.num_tokens) < share
+    return TokenizedDocuments(docs.tokens, docs.offsets, targets)
+
+
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=40), st.integers(2, 33), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_only_targets_are_labels_and_each_is_one_once(lengths: list[int], row_tokens: int, whole: bool) -> None:
+    """Whole documents keep their first tokens; those that are left without a target are dropped and counted."""
+    docs = masked_documents(lengths, seed=len(lengths))
+    parts = [(begin, min(end, begin + row_tokens) if whole else end)
+             for begin, end in zip(docs.offsets[:-1], docs.offsets[1:], strict=True)]  # fmt: skip
+    kept = [part for part in parts if docs.targets[part[0] + 1 : part[1]].any()]
+    if not kept:
+        with pytest.raises(DataError, match="truncated to nothing" if whole else "no document has a target"):
+            pack(docs, row_tokens, whole=whole, max_dropped=0.99)
+        return
+    rows = pack(docs, row_tokens, whole=whole, max_dropped=1)
+    expected = sorted(
+        token for begin, end in kept for token in docs.tokens[begin + 1 : end][docs.targets[begin + 1 : end]].tolist()
+    )
+    labels = np.concatenate([batch.labels.ravel() for batch in rows.in_order(3)])
+    assert sorted(labels[labels != IGNORED].tolist()) == expected
+    assert rows.num_targets == len(expected)
+    if whole:
+        assert len(rows.pieces) == len(kept) == len(lengths) - rows.num_dropped
+        assert rows.num_truncated == sum(
+            docs.offsets[1:][list(docs.offsets[:-1]).index(begin)] > end for begin, end in kept
+        )
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_packed_loss_is_the_loss_of_the_conversations_alone(whole: bool) -> None:
+    model = pico.model("llama")
+    docs = masked_documents([9, 5, 14, 3, 7, 2, 11, 16])
+    rows = pack(docs, 16, whole=whole, max_dropped=0.5)
+    packed = sum(causal_lm(model, batch).loss.item() for batch in rows.in_order(2))
+    alone = 0.0
+    for begin, end in zip(docs.offsets, docs.offsets[1:], strict=False):
+        ids = torch.tensor(docs.tokens[None, begin:end].astype(np.int64))
+        labels = torch.where(torch.tensor(docs.targets[None, begin:end]), ids, IGNORED)
+        if num_targets := int((labels[:, 1:] != IGNORED).sum()):
+            alone += model(input_ids=ids, labels=labels).loss.item() * num_targets  # transformers' own
+    assert packed == pytest.approx(alone, rel=1e-5)
+
+
+def test_conversations_that_are_truncated_to_nothing_are_dropped_or_refused() -> None:
+    """Ten contexts of 6 and answers of 3 tokens; two contexts are longer than a row."""
+    targets = ([False] * 6 + [True] * 3) * 8 + ([False] * 12 + [True] * 3) * 2
+    docs = documents([9] * 8 + [15] * 2)
+    docs = TokenizedDocuments(docs.tokens, docs.offsets, np.asarray(targets))
+    rows = pack(docs, 10, whole=True, max_dropped=0.2)
+    assert (rows.num_dropped, rows.num_truncated, rows.num_targets) == (2, 0, 24)
+    assert (pack(docs, 14, whole=True).num_dropped, pack(docs, 14, whole=True).num_truncated) == (0, 2)
+    with pytest.raises(DataError, match=r"2 of 10 documents are truncated to nothing: their first 10 tokens"):
+        pack(docs, 10, whole=True)
+    with pytest.raises(DataError, match="10 of 10 documents"):
+        pack(docs, 6, whole=True, max_dropped=0.9)
+
+
 def test_without_document_mask_documents_see_one_another() -> None:
     model = pico.model("llama")
     docs = documents([9, 7])

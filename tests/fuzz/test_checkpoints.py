@@ -285,7 +285,7 @@ def test_a_file_of_damaged_or_random_bytes_is_one_clear_error(scratch: Scratch) 
 
 
 COMMANDS = (
-    ("check", "{base}"), ("layers", "{base}", "--remove", "1"), ("layers", "{base}", "--preset", "g-stack"),
+    ("check", "{base}", "--quick"), ("layers", "{base}", "--remove", "1"), ("layers", "{base}", "--preset", "g-stack"),
     ("upscale", "{base}", "{out}", "--remove", "1"), ("upscale", "{base}", "{out}", "--layers", "0,0,1", "--dry-run"),
     ("upscale", "{base}", "{out}", "--target-layers", "8", "--config-list", "rope_scaling=keep"),
     ("upscale", "{base}", "{out}", "--preset", "solar", "--stack", "model.layers"),

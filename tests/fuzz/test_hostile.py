@@ -115,7 +115,7 @@ def test_a_folder_may_have_any_name_that_the_disk_takes(tmp_path: Path, name: st
     folder = write(tmp_path / name)
     out = tmp_path / f"{name[:200]}-out"
     assert main(["upscale", str(folder), str(out), "--remove", "1"]) == 0
-    assert main(["check", str(out)]) == 0
+    assert main(["check", str(out), "--quick"]) == 0
     assert main(["check", str(folder / "gone")]) == 2
     assert json.loads((out / MANIFEST_NAME).read_text())["base"]["name"] == name
 

@@ -14,27 +14,18 @@ import numpy as np
 import pico
 import pytest
 import torch
+from runs import SETTINGS, make_rows, optimizer_of, weights
 
-from depthup.data.packing import PackedRows, pack
+from depthup.data.packing import pack
 from depthup.data.tokens import TokenizedDocuments
 from depthup.errors import TrainingError
 from depthup.evaluation.heldout import held_out_loss
-from depthup.training.loop import TrainSettings, make_optimizer, train, train_step
+from depthup.training.checkpointing import States
+from depthup.training.loop import train
 from depthup.training.metrics import read_metrics
 from depthup.training.objectives import Measured, causal_lm, summed_loss
 from depthup.training.schedule import Schedule
-
-SETTINGS = TrainSettings(Schedule("cosine", 6, 2), learning_rate=1e-2, rows_per_step=8, micro_batch_rows=8)
-
-
-def make_rows(seed: int = 0, row_tokens: int = 24) -> PackedRows:
-    lengths = np.random.default_rng(seed).integers(3, 40, 60)
-    tokens = np.random.default_rng(seed).integers(1, pico.VOCAB_SIZE, lengths.sum()).astype(np.int32)
-    return pack(TokenizedDocuments(tokens, np.concatenate([[0], np.cumsum(lengths)])), row_tokens)
-
-
-def weights(model: torch.nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+from depthup.training.step import train_step
 
 
 def test_the_loss_is_transformers_own() -> None:
@@ -56,11 +47,11 @@ def test_micro_batches_do_not_change_a_step(micro_batch_rows: int) -> None:
     for size in (8, micro_batch_rows):
         model = pico.model("llama")
         settings = replace(SETTINGS, micro_batch_rows=size)
-        values = train_step(model, make_optimizer(model, settings), causal_lm, batch, settings, step=0)
+        values = train_step(model, optimizer_of(model), causal_lm, batch, settings, step=0)
         results.append((values, weights(model)))
     (whole, after_whole), (split, after_split) = results
-    assert split["loss"] == pytest.approx(whole["loss"], rel=1e-6)
-    assert split["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5)
+    assert float(split["loss"]) == pytest.approx(float(whole["loss"]), rel=1e-6)
+    assert float(split["grad_norm"]) == pytest.approx(float(whole["grad_norm"]), rel=1e-5)
     torch.testing.assert_close(after_split, after_whole, rtol=1e-4, atol=1e-5)
 
 
@@ -70,7 +61,7 @@ def test_a_step_is_torch_s_adamw_on_transformers_own_loss() -> None:
     (batch,) = pack(docs, 24).in_order(4)
     settings = replace(SETTINGS, weight_decay=0.0, rows_per_step=4)
     ours, oracle = pico.model("llama"), pico.model("llama")
-    train_step(ours, make_optimizer(ours, settings), causal_lm, batch, settings, step=3)
+    train_step(ours, optimizer_of(ours, weight_decay=0.0), causal_lm, batch, settings, step=3)
     rate = settings.learning_rate * settings.schedule.factor(3)
     optimizer = torch.optim.AdamW(oracle.parameters(), lr=rate, betas=settings.betas, weight_decay=0.0)
     oracle(input_ids=ids, labels=ids).loss.backward()
@@ -82,10 +73,10 @@ def test_a_step_is_torch_s_adamw_on_transformers_own_loss() -> None:
 def test_training_lowers_the_held_out_loss_and_writes_each_step(tmp_path: Path) -> None:
     rows, model = make_rows(), pico.model("llama")
 
-    def evaluate(current: torch.nn.Module) -> float:
-        return held_out_loss(current, rows, summed_loss).loss
+    def evaluate(current: torch.nn.Module) -> dict[str, float]:
+        return {"held_out_loss": held_out_loss(current, rows, summed_loss).loss}
 
-    before = evaluate(model)
+    before = evaluate(model)["held_out_loss"]
     settings = replace(SETTINGS, schedule=Schedule("cosine", 30, 2), eval_every=10)
     result = train(model, rows, causal_lm, settings, tmp_path, evaluate=evaluate, progress=False)
     lines = list(read_metrics(tmp_path / "metrics.jsonl"))
@@ -94,7 +85,7 @@ def test_training_lowers_the_held_out_loss_and_writes_each_step(tmp_path: Path) 
     assert [line["step"] for line in steps] == list(range(1, 31))
     assert [line["step"] for line in measured] == [0, 10, 20, 30]
     assert measured[0]["held_out_loss"] == pytest.approx(before)
-    assert result.held_out_loss == pytest.approx(evaluate(model))
+    assert result.held_out_loss == pytest.approx(evaluate(model)["held_out_loss"])
     assert result.held_out_loss < before - 0.2
     assert result.num_tokens_seen == steps[-1]["tokens_seen"]
     assert steps[0]["loss"] == pytest.approx(
@@ -118,7 +109,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_changes_no_weight(tmp_path:
     with pytest.raises(TrainingError, match="the update was not applied"):
         train(model, make_rows(), broken, SETTINGS, tmp_path, progress=False)
     assert (weights(model) == before).all()
-    assert not (tmp_path / "metrics.jsonl").read_text()
+    lines = list(read_metrics(tmp_path / "metrics.jsonl"))
+    assert len(lines) == SETTINGS.max_skips
+    assert all(line["skipped"] and line["loss"] is None for line in lines)
 
 
 CHILD = """
@@ -127,7 +120,11 @@ sys.path[:0] = {paths!r}
 from dataclasses import replace
 from pathlib import Path
 import torch
-from test_loop import SETTINGS, make_rows, pico, causal_lm, summed_loss, train, held_out_loss, Schedule
+from runs import SETTINGS, make_rows, pico
+from depthup.evaluation.heldout import held_out_loss
+from depthup.training.loop import train
+from depthup.training.objectives import causal_lm, summed_loss
+from depthup.training.schedule import Schedule
 torch.set_num_threads(1)
 rows, model = make_rows(), pico.model("llama")
 kill_at, how = int(sys.argv[2]), int(sys.argv[3])
@@ -139,7 +136,7 @@ def objective(current, batch):
         os.kill(os.getpid(), how)
     return causal_lm(current, batch)
 settings = replace(SETTINGS, schedule=Schedule("cosine", 8, 2), checkpoint_every=3, eval_every=2)
-evaluate = lambda current: held_out_loss(current, rows, summed_loss).loss
+evaluate = lambda current: {{"held_out_loss": held_out_loss(current, rows, summed_loss).loss}}
 train(model, rows, objective, settings, Path(sys.argv[1]), evaluate=evaluate, progress=False)
 torch.save(model.state_dict(), Path(sys.argv[1]) / "end.pt")
 """
@@ -175,15 +172,26 @@ def test_a_run_that_was_killed_or_stopped_ends_as_if_it_were_not(tmp_path: Path)
 
 
 def test_a_state_without_its_commit_mark_is_not_resumed(tmp_path: Path) -> None:
-    from depthup.training.checkpointing import load_state, save_state
-
     model = pico.model("llama")
-    optimizer = make_optimizer(model, SETTINGS)
+    states = States(tmp_path / "state", model, optimizer_of(model))
     for step in (1, 2):
-        save_state(tmp_path / "state", model, optimizer, {"step": step, "tokens_seen": step})
+        states.save({"step": step, "tokens_seen": step})
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step-00000002"]
+    assert states.load() == {"step": 2, "tokens_seen": 2}
     (tmp_path / "state" / "step-00000002" / "committed.json").unlink()
-    assert load_state(tmp_path / "state", model, optimizer) is None
+    assert states.load() is None
+
+
+def test_a_state_with_a_cut_file_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+    model = pico.model("llama")
+    states = States(tmp_path / "state", model, optimizer_of(model), num_kept=2)
+    for step in (1, 2, 3):
+        states.save({"step": step})
+    newest = max((tmp_path / "state").iterdir())
+    assert newest.name == "step-00000003"
+    part = next(newest.glob("*.distcp"))
+    part.write_bytes(part.read_bytes()[:-1])
+    assert states.load() == {"step": 2}
 
 
 def test_a_run_stopped_in_its_last_step_stops_and_then_has_nothing_left_to_do(tmp_path: Path) -> None:

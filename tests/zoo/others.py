@@ -143,7 +143,7 @@ SPECIMENS = [
         "SamModel",
         inputs=inputs.pointed,
         vision_config={"global_attn_indexes": [1, 3, 6], "window_size": 1, "output_channels": 32, "num_pos_feats": 16},
-        mask_decoder_config={"num_hidden_layers": 2},
+        mask_decoder_config={"num_hidden_layers": 5},
         stacks={"vision": "vision_encoder.layers", "mask": "mask_decoder.transformer.layers"},
     ),
     # Documents.
@@ -229,6 +229,7 @@ SPECIMENS = [
         stack="text_encoder.encoder.layers",
         inputs=inputs.text,
         generates=False,
+        num_hidden_layers=6,
         noise_scale=0.0,
         noise_scale_duration=0.0,
         upsample_initial_channel=16,

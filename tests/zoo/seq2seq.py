@@ -80,6 +80,6 @@ SPECIMENS = [
         inputs=placed.pictured_to_text,
         encoder={"mm_tokens_per_image": 4},
     ),
-    *_pair("udop", "UdopForConditionalGeneration", inputs=inputs.texts_and_boxes),
+    *_pair("udop", "UdopForConditionalGeneration", inputs=inputs.texts_and_boxes, **_DEEP),
     *_pair("umt5", "UMT5ForConditionalGeneration", **_DEEP),
 ]

@@ -30,7 +30,6 @@ SPECIMENS = [
         depth_decoder_config={"num_codebooks": 4, "num_hidden_layers": 5},
         stacks={
             "text": "backbone_model.layers",
-            "depth": "depth_decoder.model.layers",
             "codec": "codec_model.encoder_transformer.layers",
         },
     ),

@@ -1,0 +1,134 @@
+"""Losses without logits are torch's with them: values, gradients, precisions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from depthup.errors import TrainingError
+from depthup.training import kernels
+from depthup.training.kernels import BACKENDS, choose_backend, require_backend, summed_loss, token_logps
+
+PRESENT = [name for name, backend in BACKENDS.items() if backend.is_present("cpu")]
+Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kernels.CHUNK_TOKENS, "cpu", 16)  # 50 tokens: three whole chunks and a rest
+
+
+def case(dtype: torch.dtype, bias: bool = True, num_tokens: int = 50) -> Case:
+    """Hidden states [50, 12], weight [40, 12], labels [50], bias [40]."""
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(num_tokens, 12, generator=draw, dtype=dtype).requires_grad_()
+    weight = torch.randn(40, 12, generator=draw, dtype=dtype).requires_grad_()
+    labels = torch.randint(0, 40, (num_tokens,), generator=draw)
+    return hidden, weight, labels, torch.randn(40, generator=draw, dtype=dtype).requires_grad_() if bias else None
+
+
+def gradients(loss: torch.Tensor, *inputs: torch.Tensor | None) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, [tensor for tensor in inputs if tensor is not None]))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", [*PRESENT, "token_logps"])
+def test_loss_and_gradients_are_torch_s(name: str, dtype: torch.dtype, bias: bool) -> None:
+    hidden, weight, labels, offset = case(dtype, bias)
+    oracle = F.cross_entropy(F.linear(hidden, weight, offset), labels, reduction="sum") * 0.5
+    if name == "token_logps":
+        loss = -token_logps(hidden, weight, labels, offset).sum() * 0.5
+    else:
+        loss = summed_loss(hidden, weight, labels, offset, backend=name) * 0.5
+    assert loss.dtype == dtype
+    torch.testing.assert_close(loss, oracle)
+    inputs = (hidden, weight, offset)
+    torch.testing.assert_close(gradients(loss, *inputs), gradients(oracle, *inputs))
+
+
+def test_each_log_probability_has_its_own_gradient() -> None:
+    hidden, weight, labels, bias = case(torch.float64)
+    assert bias is not None
+    assert torch.autograd.gradcheck(lambda h, w, b: token_logps(h, w, labels, b), (hidden, weight, bias))
+    oracle = F.log_softmax(F.linear(hidden, weight, bias), dim=-1).gather(1, labels[:, None]).squeeze(1)
+    torch.testing.assert_close(token_logps(hidden, weight, labels, bias), oracle)
+
+
+@pytest.mark.parametrize("name", ["chunked", "token_logps"])
+def test_bfloat16_is_as_good_as_full_logits_and_sums_are_float32(name: str) -> None:
+    """Against float64, neither loss nor gradients are further off than torch's own bfloat16 ones."""
+    narrow = [tensor.bfloat16() if tensor.is_floating_point() else tensor for tensor in case(torch.float64)]
+    exact = [tensor.double() if tensor.is_floating_point() else tensor for tensor in narrow]
+    results = []
+    for inputs, ours in ((exact, False), (narrow, False), (narrow, True)):
+        hidden, weight, labels, bias = (t.detach().requires_grad_(t.is_floating_point()) for t in inputs)
+        if not ours:
+            logits = F.linear(hidden, weight, bias)
+            loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum")
+        elif name == "chunked":
+            loss = summed_loss(hidden, weight, labels, bias)
+        else:
+            loss = -token_logps(hidden, weight, labels, bias).sum()
+        results.append([loss.detach(), *gradients(loss, hidden, weight, bias)])
+    assert results[2][0].dtype == torch.float32
+    for true, torch_s, found in zip(*results, strict=True):
+        assert (found.double() - true).norm() <= 1.2 * (torch_s.double() - true).norm() + 1e-9
+
+
+def test_under_autocast_matrices_are_narrow_and_the_weight_s_gradient_is_not() -> None:
+    hidden, weight, labels, bias = case(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        for loss in (summed_loss(hidden, weight, labels, bias), -token_logps(hidden, weight, labels, bias).sum()):
+            oracle = F.cross_entropy(F.linear(hidden, weight, bias).float(), labels, reduction="sum")
+            assert loss.dtype == torch.float32
+            assert loss.item() == pytest.approx(oracle.item(), rel=1e-3)
+            found = gradients(loss, weight)[0]
+            assert found.dtype == torch.float32
+            assert (found != found.bfloat16()).any()
+
+
+def test_what_needs_no_gradient_costs_none() -> None:
+    hidden, weight, labels, bias = case(torch.float32)
+    frozen = weight.detach()
+    loss = summed_loss(hidden, frozen, labels)
+    assert loss.grad_fn is not None
+    torch.testing.assert_close(gradients(loss, hidden), gradients(summed_loss(hidden, weight, labels), hidden))
+    with torch.inference_mode():
+        assert summed_loss(hidden, weight, labels).item() == pytest.approx(loss.item())
+    with torch.no_grad():
+        assert not summed_loss(hidden, weight, labels, bias).requires_grad
+        assert not token_logps(hidden, weight, labels, bias).requires_grad
+
+
+def test_no_target_is_a_loss_of_zero_with_gradients_of_zero() -> None:
+    hidden, weight, labels, _ = case(torch.float32, num_tokens=0)
+    for loss in (summed_loss(hidden, weight, labels), token_logps(hidden, weight, labels).sum()):
+        assert loss.item() == 0
+        assert not gradients(loss, weight)[0].any()
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    hidden, weight, labels, _ = case(torch.float32)
+    loss = summed_loss(hidden, weight, labels)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="earlier backward pass"):
+        loss.backward()
+
+
+def test_the_two_ways_through_a_chunk_are_one() -> None:
+    """The one for a compiler is not compiled here."""
+    hidden, weight, labels, bias = (t.detach() if t is not None else t for t in case(torch.float64))
+    logits = F.linear(hidden, weight, bias)
+    torch.testing.assert_close(
+        kernels._loss_and_error(logits, labels), kernels._loss_and_error_in_place(logits.clone(), labels)
+    )
+
+
+def test_back_ends_are_known_and_present() -> None:
+    assert all(choose_backend(device) in BACKENDS for device in ("cpu", "cuda", "mps"))
+    with pytest.raises(TrainingError, match="did you mean 'chunked'"):
+        require_backend("chunkd", "cpu")
+    with pytest.raises(TrainingError, match="not present on cpu"):
+        require_backend("liger", "cpu")
