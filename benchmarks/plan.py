@@ -26,7 +26,6 @@ _SMOL = {
 _THIN = {**_SMOL, "hidden_size": 288, "intermediate_size": 768, "vocab_size": 8192}
 MODELS = {
     "smollm2, 10 layers, 4 x 256 tokens": ({**_SMOL, "num_hidden_layers": 10}, 4, 256),
-    "smollm2, 15 layers, 2 x 512 tokens": ({**_SMOL, "num_hidden_layers": 15}, 2, 512),
     "half width, 22 layers, 4 x 512 tokens": ({**_THIN, "num_hidden_layers": 22}, 4, 512),
     "half width, qwen3, 12 layers, 8 x 256 tokens": (
         {**_THIN, "model_type": "qwen3", "head_dim": 32, "num_hidden_layers": 12}, 8, 256,

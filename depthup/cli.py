@@ -210,6 +210,7 @@ examples:
   depthup layers path/to/checkpoint --target-layers 44
   depthup layers mistralai/Mistral-7B-v0.1 --remove 8     config and headers are fetched, no weights
   depthup layers mistral-7b --preset llama-pro --to-mergekit > llama-pro.yaml
+What it takes to train the target (memory, hours, cost) is told by `depthup plan`.
 """)  # fmt: skip
     from .costs import SHAPES
 

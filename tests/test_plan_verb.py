@@ -16,7 +16,9 @@ from depthup.checkpoint.reader import open_checkpoint
 from depthup.cli import main
 from depthup.conversion.gguf_header import read_config_of
 from depthup.conversion.random import write_random
+from depthup.costs import SHAPES
 from depthup.errors import CheckpointError
+from depthup.planning.hardware import DEVICES
 from depthup.planning.shapes import shape_from_config, shape_of
 from depthup.recipe import STAGE_KINDS, load_recipe
 from depthup.workloads import _KINDS, workloads
@@ -113,6 +115,25 @@ def test_planning_loads_no_torch(recipe: Path) -> None:
     code += "; print('heavy:', {'torch', 'transformers', 'numpy', 'gguf', 'jinja2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("heavy: set()\n")
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_example_of_the_docs_is_what_the_command_prints(rows: int, tmp_path: Path, monkeypatch, capsys) -> None:
+    page = (REPOSITORY / "docs/plan.md").read_text()
+    (tmp_path / "mistral-7b").mkdir()
+    (tmp_path / "mistral-7b/config.json").write_text(json.dumps(SHAPES["mistral-7b"]))
+    text = page.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "my.yaml").write_text(text.replace("micro_batch_rows: 1", f"micro_batch_rows: {rows}"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", "my.yaml", "--hardware", "8xh100", "--nodes", "4"]) == (0 if rows == 1 else 1)
+    said = capsys.readouterr().out
+    assert (said if rows == 1 else said[said.index("trained does not fit") :]) in page
+
+
+def test_the_docs_have_the_peak_of_every_device() -> None:
+    page = (REPOSITORY / "docs/plan.md").read_text()
+    for name, device in DEVICES.items():
+        assert f"| `{name}` | {device.peak / 1e12:,.4g} | {device.source} |" in page
 
 
 # -- the header of a GGUF file ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from .workload import UNIT_TOKENS, Workload
 
 # Measured on one H100, rows of 2,048 tokens, float32 masters (docs/plan.md): parameters in matrices -> MFU.
 _MEASURED = ((184.0e6, 0.309), (1474.8e6, 0.465))
-_MEASURED_TOKENS = 16_384  # in a micro-batch
+_MEASURED_LAYER_FLOPS = 1e12  # of one layer and micro-batch, forward and backward, in these runs; less hides no launch
 _LEAST_MFU = 0.05
 # Rows of several documents are masked, which costs attention; nobody has measured these kinds yet: an assumption.
 _KIND_FACTORS = {"sft": 0.9, "dpo": 0.9, "sdpo": 0.9}
@@ -105,7 +105,7 @@ def estimate(work: Workload, cluster: Cluster, mfu: float | None = None, shards:
         rate = work.step_tokens / step
         seconds += work.num_tokens / rate
         flops += work.num_tokens * training_flops(shape, work.row_tokens, work.trainable)
-        notes += [*_idle(work, cluster, num_devices), *_guessed(work, device, mfu)]
+        notes += [*_idle(work, cluster, num_devices), *_guessed(work, shape, device, mfu)]
     seconds += work.copied_bytes / cluster.disk
     dollars = seconds / 3600 * cluster.price
     capacity = _USABLE * device.memory
@@ -164,12 +164,13 @@ def _idle(work: Workload, cluster: Cluster, num_devices: int) -> Iterator[str]:
         yield f"rows_per_step = {rows} is no multiple of {num_devices} devices: they work {share:.0%} of the time"
 
 
-def _guessed(work: Workload, device: Device, mfu: float | None) -> Iterator[str]:
+def _guessed(work: Workload, shape: ModelShape, device: Device, mfu: float | None) -> Iterator[str]:
     tokens = work.micro_batch_rows * work.row_tokens
-    if mfu is None and not device.is_processor and tokens < _MEASURED_TOKENS:
+    enough = _MEASURED_LAYER_FLOPS / (6 * max(layer.matrices for layer in shape.layers))
+    if mfu is None and not device.is_processor and tokens < enough:
         yield (
-            f"a micro-batch of {tokens:,} tokens will not reach the MFU, which was measured with {_MEASURED_TOKENS:,}"
-            " and more; state your own with --mfu"
+            f"a micro-batch of {tokens:,} tokens will not reach the MFU, which was measured with as much work as"
+            f" {enough:,.0f} tokens are for this model; state your own with --mfu"
         )
     if work.num_steps is None:
         yield f"its data are not counted: time and cost are of {UNIT_TOKENS:,} tokens"

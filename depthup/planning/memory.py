@@ -157,7 +157,7 @@ def _layer_elements(shape: ModelShape, layer: LayerShape, kernels: Kernels) -> i
     if shape.head_norms:
         attention += layer.queries + layer.keys
     if kernels == "compiled":
-        stream = 2 * shape.norms * shape.hidden
+        stream = (2 + shape.norms) * shape.hidden  # before and after each of the two parts, and each norm's
     else:
         # An RMSNorm keeps its input, the normed input, and its product with the weight where a matrix reads that.
         stream = (3 * 2 + 2 * (shape.norms - 2) if shape.gated else 2 * shape.norms) * shape.hidden

@@ -180,6 +180,20 @@ def test_of_a_plan_only_config_and_headers_are_fetched(hub: Hub, model: Path, tm
     assert not (tmp_path / "out").exists() and not (tmp_path / "cache").exists()
 
 
+def test_of_a_recipe_that_is_planned_on_hardware_only_config_and_headers_are_fetched(
+    hub: Hub, model: Path, tmp_path: Path, capsys
+) -> None:
+    shutil.rmtree(model)
+    pico.checkpoint(model, "llama", num_layers=7, intermediate_size=4096)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: far\nstages: {target: {kind: upscale, base: owner/model, remove: 2}}\n")
+    assert main(["plan", str(recipe), "--hardware", "h100", "--json"]) == 0
+    layer = sum(p.numel() for p in pico.load(model).model.layers[0].parameters())
+    planned = json.loads(capsys.readouterr().out)["stages"][0]["num_parameters"]
+    assert planned == open_checkpoint(model).num_parameters + 3 * layer
+    assert hub.num_bytes + hub.cdn.num_bytes < (1 << 16) + 10_000
+
+
 def test_costs_of_a_hub_model_without_safetensors_come_from_its_config(hub: Hub, model: Path) -> None:
     for path in (*model.glob("*.safetensors"), model / INDEX_NAME):
         path.unlink()

@@ -65,7 +65,7 @@ def test_activations_are_what_autograd_keeps(family: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "gpt2"])
 def test_activations_of_compiled_layers_are_what_the_partitioner_keeps(family: str) -> None:
     """The same partitioner as on a GPU (it chooses what is computed again), without making kernels."""
     model, shape = build(family, torch.bfloat16)
