@@ -7,8 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .planning.shapes import ModelShape
-from .planning.workload import Workload, copying, running, training
-from .recipe import EvaluateStage, ImportStage, PretrainStage, Recipe, ReportStage, UpscaleStage
+from .planning.workload import Workload, copying, preferring, running, training
+from .recipe import Recipe
+from .stage_settings import (
+    DpoStage,
+    EvaluateStage,
+    ImportStage,
+    PretrainStage,
+    ReportStage,
+    SdpoStage,
+    SftStage,
+    UpscaleStage,
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,31 @@ def _pretrain(walk: Walk, name: str, stage: PretrainStage) -> list[Workload]:
     return [work]
 
 
+def _sft(walk: Walk, name: str, stage: SftStage) -> list[Workload]:
+    work = training(
+        name, stage.kind, walk.shape(stage.model),
+        num_steps=stage.steps,
+        rows_per_step=stage.rows_per_step,
+        row_tokens=stage.row_tokens,
+        micro_batch_rows=stage.micro_batch_rows,
+        lora_rank=stage.lora.rank if stage.lora else 0,
+    )  # fmt: skip
+    return [work]
+
+
+def _dpo(walk: Walk, name: str, stage: DpoStage | SdpoStage) -> list[Workload]:
+    work = preferring(
+        name, stage.kind, walk.shape(stage.model),
+        num_steps=stage.steps,
+        pairs_per_step=stage.pairs_per_step,
+        row_tokens=stage.row_tokens or 2 * stage.max_tokens,
+        micro_batch_rows=stage.micro_batch_rows,
+        lora_rank=stage.lora.rank if stage.lora else 0,
+        has_reference=stage.variant != "simpo",
+    )  # fmt: skip
+    return [work] * (stage.chunks if isinstance(stage, SdpoStage) else 1)
+
+
 def _evaluate(walk: Walk, name: str, stage: EvaluateStage) -> list[Workload]:
     work = running(
         name, stage.kind, walk.shape(stage.model),
@@ -115,6 +150,9 @@ _KINDS: Mapping[str, Callable[[Walk, str, Any], list[Workload]]] = {
     "import": _import,
     "upscale": _upscale,
     "pretrain": _pretrain,
+    "sft": _sft,
+    "dpo": _dpo,
+    "sdpo": _dpo,
     "evaluate": _evaluate,
     "report": _report,
 }
