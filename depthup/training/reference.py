@@ -48,7 +48,7 @@ def pair_log_probs(model: nn.Module, batch: PairBatch) -> Tensor:
     if len(targets) == 0:
         return sums.view(-1, 2)
     labels, sequences = (torch.from_numpy(a.ravel()[targets]) for a in (batch.labels, batch.sequences))
-    with torch.inference_mode():
+    with torch.no_grad():
         logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits.flatten(0, 1)
         for start in range(0, len(targets), _CHUNK_TARGETS):
             part = slice(start, start + _CHUNK_TARGETS)
@@ -148,7 +148,7 @@ def _measured(model: nn.Module, batch: PairBatch, autocast: bool, log_probs: Log
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             return log_probs(model, batch).double().cpu().numpy()
     finally:
         model.train(training)
