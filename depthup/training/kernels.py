@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import TrainingError, nearest
 
-CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}  # rows of logits alive at a time: what a cache holds; what fills an H100
+CHUNK_TOKENS = {"cpu": 256, "cuda": 4096}  # rows of logits alive at a time: what a cache holds; what fills an H100
 _OTHER_DEVICE_TOKENS = 2048
 
 Parts: TypeAlias = tuple[Tensor, Tensor]  # of a chunk: its loss; d loss / d logits in the type of the matrices
