@@ -44,10 +44,11 @@ class Head:
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy in nats, summed over the batch's targets: a float32 scalar with gradient."""
-        positions, labels = _targets(model, batch)
         if self.backend == "full":
-            logits = model(**model_inputs(model, batch)).logits.flatten(0, 1)[positions]
-            return F.cross_entropy(_wide(logits), labels, reduction="sum")
+            logits = model(**model_inputs(model, batch)).logits.flatten(0, 1)
+            every = _moved(batch.labels.ravel(), logits.device)
+            return F.cross_entropy(_wide(logits), every, ignore_index=IGNORED, reduction="sum")
+        positions, labels = _targets(model, batch)
 
         def loss(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return kernels.summed_loss(hidden, weight, labels, bias, cap=self.cap, backend=self.backend)
@@ -58,7 +59,7 @@ class Head:
         """Log-probability of each target in nats, in the order of the batch's positions: float32 [num_targets]."""
         positions, labels = _targets(model, batch)
         if self.backend == "full":
-            logits = model(**model_inputs(model, batch)).logits.flatten(0, 1)[positions]
+            logits = model(**model_inputs(model, batch)).logits.flatten(0, 1).index_select(0, positions)
             return F.log_softmax(_wide(logits), dim=-1).gather(1, labels[:, None]).squeeze(1)
 
         def logps(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -78,7 +79,7 @@ class Head:
                     f"the head was called with {list(hidden.shape)} for a batch of {list(batch.input_ids.shape)}",
                     next_step="set the loss back end to full",
                 )
-            states = hidden.flatten(0, 1)[positions]
+            states = hidden.flatten(0, 1).index_select(0, positions)
             offset: Tensor | None = head.bias
             if self.scale != 1:
                 states, offset = states * self.scale, None if offset is None else offset * self.scale

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import TrainingError, nearest
 
-CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}  # rows of logits alive at a time: what a cache holds; what fills an H100
+CHUNK_TOKENS = {"cpu": 256, "cuda": 4096}  # rows of logits alive at a time: what a cache holds; what fills an H100
 _OTHER_DEVICE_TOKENS = 2048
 
 Parts: TypeAlias = tuple[Tensor, Tensor]  # of a chunk: its loss; d loss / d logits in the type of the matrices
@@ -103,15 +103,16 @@ def require_backend(name: str, device_type: str) -> Backend:
     Raises:
         TrainingError: It is unknown, or not present on such a device.
     """
-    present = [known for known, backend in BACKENDS.items() if backend.is_present(device_type)]
-    if name not in present:
-        known = "is not present" if name in BACKENDS else "is unknown"
-        raise TrainingError(
-            f"loss back end '{name}' {known} on {device_type}{'' if name in BACKENDS else nearest(name, BACKENDS)}",
-            allowed=f"auto, {', '.join(present)}",
-            next_step="native needs torch 2.13, liger a GPU and `pip install liger-kernel`",
-        )
-    return BACKENDS[name]
+    backend = BACKENDS.get(name)
+    if backend is not None and backend.is_present(device_type):
+        return backend
+    problem = f"is unknown{nearest(name, BACKENDS)}" if backend is None else f"is not present on {device_type}"
+    present = (known for known, other in BACKENDS.items() if other.is_present(device_type))
+    raise TrainingError(
+        f"loss back end '{name}' {problem}",
+        allowed=f"auto, {', '.join(present)}",
+        next_step="native needs torch 2.13, liger a GPU and `pip install liger-kernel`",
+    )
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -312,6 +313,11 @@ def _liger(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, 
         return loss(weight.to(dtype), hidden.to(dtype), labels, offset).to(torch.float32)
 
 
+@cache
+def _has_liger() -> bool:
+    return importlib.util.find_spec("liger_kernel") is not None
+
+
 def _full(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
     """The reference: all logits at once."""
     logits = F.linear(hidden, weight, bias)
@@ -322,8 +328,6 @@ def _full(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, c
 BACKENDS: dict[str, Backend] = {
     "chunked": Backend(_chunked, lambda device_type: True),
     "native": Backend(_native, lambda device_type: hasattr(F, "linear_cross_entropy"), caps=False),
-    "liger": Backend(
-        _liger, lambda device_type: device_type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
-    ),
+    "liger": Backend(_liger, lambda device_type: device_type == "cuda" and _has_liger()),
     "full": Backend(_full, lambda device_type: True),
 }

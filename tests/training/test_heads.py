@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from depthup.data.packing import IGNORED, Batch
+from depthup.data.packing import IGNORED, Batch, pack
+from depthup.data.tokens import TokenizedDocuments
 from depthup.errors import TrainingError
+from depthup.evaluation.heldout import held_out_loss
 from depthup.training.heads import FULL, Head, choose_head
 
 COHERE = {**pico._LLAMA, "logit_scale": 0.25}
@@ -53,6 +55,13 @@ def test_loss_log_probabilities_and_gradients_are_those_of_the_model_s_logits(fa
     assert head.cap == (30.0 if family == "gemma2" else None)
     assert head.scale == pytest.approx(SCALES.get(family, 1.0), rel=1e-7)
     torch.testing.assert_close(losses(model, head, batch), losses(model, FULL, batch), rtol=1e-4, atol=1e-4)
+
+
+def test_held_out_loss_may_go_without_logits() -> None:
+    model = build("llama")
+    docs = TokenizedDocuments(pico.tokens(96, 1).numpy()[0].astype(np.int32), np.arange(0, 97, 12))
+    losses = [held_out_loss(model, pack(docs, 24), head.summed_loss).loss for head in (FULL, choose_head(model))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_the_head_s_own_forward_comes_back_and_the_mode_stays() -> None:
