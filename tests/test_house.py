@@ -54,7 +54,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stages": frozenset({ANY}),
     "pipeline": frozenset({ANY}),
     "reference": frozenset({"cli", "recipe", "presets", "drawing"}),
-    "workloads": frozenset({"recipe", "stages", "presets", "checkpoint", "conversion.gguf_header", "planning"}),
+    "workloads": frozenset(
+        {"recipe", "stages", "presets", "checkpoint", "conversion.gguf_header", "growth.freeze", "planning"}
+    ),
     "recipe_verbs": frozenset({ANY}),
     "plan_verb": frozenset({ANY}),
     "cli": frozenset({ANY}),
