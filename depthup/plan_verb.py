@@ -35,7 +35,6 @@ exit status: 0 every stage fits, 1 one does not
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="number of such nodes (1)")
     parser.add_argument("--mfu", type=_share, metavar="SHARE", help="model FLOPs utilisation, as in 0.4 (as measured)")
     parser.add_argument("--price", type=_above_0, metavar="DOLLARS", help="of one device for an hour (assumed)")
-    parser.add_argument("--shard", type=int, metavar="N", help="devices that share the states (a node's, or all)")
     parser.add_argument("--disk", type=_above_0, default=1.0, metavar="GB/S", help="speed of the store's disk (1)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, in bytes and seconds")
 
@@ -64,7 +63,7 @@ def _plan(options: argparse.Namespace) -> int:
 
     cluster = replace(parse_hardware(options.hardware, options.nodes, options.price), disk=options.disk * 1e9)
     recipe = load_recipe(options.recipe)
-    found = [estimate(work, cluster, options.mfu, options.shard) for work in workloads(recipe)]
+    found = [estimate(work, cluster, options.mfu) for work in workloads(recipe)]
     if options.json:
         import json
 
@@ -89,8 +88,8 @@ def _page(name: str, found: list[Estimate], cluster: Cluster, options: argparse.
         lines += [f"{one.work.stage}: {note}" for note in one.notes]
     lines += _room(trained, cluster)
     kept = sum(one.work.kept_bytes for one in found)
-    passing = max((one.work.passing_bytes for one in found), default=0)
-    lines.append(f"disk: {_gb(kept)} GB stay; {_gb(kept + passing)} GB at most, with one saved state at a time")
+    passing = max((_passing_bytes(one) for one in found), default=0)
+    lines.append(f"disk: {_gb(kept)} GB stay; {_gb(kept + passing)} GB at most, while states are saved")
     lines.append(_assumptions(found, cluster, options))
     for one in found:
         lines += advice(one, device)
@@ -135,7 +134,7 @@ def _account(one: Estimate, cluster: Cluster) -> list[str]:
     from .report.tables import render_table
 
     work, what = one.work, "machine" if cluster.device.is_processor else "GPU"
-    groups = one.num_devices // one.shards
+    groups = cluster.num_devices // one.shards
     shared = f", states shared by {one.shards}" if one.shards > 1 else ""
     shared += f" and held {groups} times" if groups > 1 and one.shards > 1 else ""
     rows = [[item.name, _gb(item.num_bytes), item.how] for item in one.items]
@@ -177,6 +176,15 @@ def _assumptions(found: list[Estimate], cluster: Cluster, options: argparse.Name
     return f"assumed: {', '.join(said)}; not counted: {what}; stages that train use all devices, others one"
 
 
+def _passing_bytes(one: Estimate) -> float:
+    """On the disk while a stage trains: saved states, and the one being written, of 12 bytes a trained parameter."""
+    from .planning.compute import trained_parameters
+
+    if one.work.trainable is None or one.work.shape is None:
+        return 0
+    return (one.work.num_states + 1) * 12 * trained_parameters(one.work.shape, one.work.trainable)
+
+
 def _as_json(name: str, found: list[Estimate], cluster: Cluster) -> dict[str, Any]:
     from .planning.estimate import smallest_number
 
@@ -199,7 +207,7 @@ def _as_json(name: str, found: list[Estimate], cluster: Cluster) -> dict[str, An
             "tokens_per_second": one.tokens_per_second,
             "seconds": one.seconds,
             "dollars": one.dollars,
-            "disk_bytes": {"kept": round(one.work.kept_bytes), "passing": round(one.work.passing_bytes)},
+            "disk_bytes": {"kept": round(one.work.kept_bytes), "passing": round(_passing_bytes(one))},
             "notes": list(one.notes),
         }
         for one in found

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .planning.shapes import ModelShape
-from .planning.workload import Workload, copying, preferring, running, training
+from .layers import LayerPlan
+from .planning.compute import ALL, Trainable
+from .planning.shapes import ModelShape, shape_from_config, shape_of
+from .planning.workload import Workload, copying, running
 from .recipe import Recipe
-from .stage_settings import (
-    DpoStage,
-    EvaluateStage,
-    ImportStage,
-    PretrainStage,
-    ReportStage,
-    SdpoStage,
-    SftStage,
-    UpscaleStage,
-)
 
 
 @dataclass(frozen=True)
 class Walk:
-    """Where a walk over a recipe's stages stands: the shape that each stage above makes, by its name."""
+    """Where a walk over a recipe's stages stands.
+
+    Attributes:
+        shapes: The shape that each stage above makes, by its name.
+        plans: The plan that its layers come from, if a surgery of this recipe made them.
+    """
 
     shapes: dict[str, ModelShape] = field(default_factory=dict)
+    plans: dict[str, LayerPlan] = field(default_factory=dict)
 
     def shape(self, name: str) -> ModelShape:
         """The shape of a stage above, or of a checkpoint folder or hub model: its config and headers are read.
@@ -36,7 +34,6 @@ class Walk:
         """
         if name not in self.shapes:
             from .checkpoint.remote import open_base
-            from .planning.shapes import shape_of
 
             self.shapes[name] = shape_of(open_base(name, only_look=True))
         return self.shapes[name]
@@ -51,37 +48,32 @@ def workloads(recipe: Recipe) -> list[Workload]:
     """
     walk, found = Walk(), []
     for name, stage in recipe.stages.items():
-        made = _KINDS[stage.kind](walk, name, stage)
+        made = WORK[stage.kind](walk, name, stage)
         found += made
         if made[-1].shape is not None:
             walk.shapes[name] = made[-1].shape
     return found
 
 
-def _import(walk: Walk, name: str, stage: ImportStage) -> list[Workload]:
+def _import(walk: Walk, name: str, stage: Any) -> list[Workload]:
     if stage.gguf is not None:
         from .conversion.gguf_header import read_config_of
         from .stages import package_file
 
         file = package_file(stage.gguf)
-        config: dict[str, Any] = read_config_of(file)
-        config["dtype"] = "float32" if stage.dtype == "auto" else stage.dtype
-        read_bytes = file.stat().st_size
-    else:
-        assert stage.random is not None
-        hidden = stage.random.hidden_size
-        config = {
-            "model_type": "llama", "vocab_size": 257, "hidden_size": hidden, "intermediate_size": 2 * hidden,
-            "num_hidden_layers": stage.random.num_layers, "num_attention_heads": hidden // 16, "head_dim": 16,
-            "tie_word_embeddings": True, "dtype": "float32",
-        }  # fmt: skip
-        read_bytes = 0
-    from .planning.shapes import shape_from_config
-
-    return [copying(name, stage.kind, shape_from_config(config), read_bytes)]
+        dtype = "float32" if stage.dtype == "auto" else stage.dtype
+        shape = shape_from_config(read_config_of(file) | {"dtype": dtype})
+        return [copying(name, stage.kind, shape, file.stat().st_size)]
+    hidden = stage.random.hidden_size
+    config = {
+        "model_type": "llama", "vocab_size": 257, "hidden_size": hidden, "intermediate_size": 2 * hidden,
+        "num_hidden_layers": stage.random.num_layers, "num_attention_heads": hidden // 16, "head_dim": 16,
+        "tie_word_embeddings": True, "dtype": "float32",
+    }  # fmt: skip
+    return [copying(name, stage.kind, shape_from_config(config))]
 
 
-def _upscale(walk: Walk, name: str, stage: UpscaleStage) -> list[Workload]:
+def _upscale(walk: Walk, name: str, stage: Any) -> list[Workload]:
     from .presets import make_plan
 
     base = walk.shape(stage.base)
@@ -89,48 +81,87 @@ def _upscale(walk: Walk, name: str, stage: UpscaleStage) -> list[Workload]:
         len(base.layers), remove=stage.remove, target_layers=stage.target_layers, layers=stage.layers,
         preset=stage.preset,
     )  # fmt: skip
+    walk.plans[name] = plan
     return [copying(name, stage.kind, base.grown(plan), base.num_bytes)]
 
 
-def _pretrain(walk: Walk, name: str, stage: PretrainStage) -> list[Workload]:
-    num_evaluations = 2 + (stage.steps - 1) // stage.eval_every if stage.eval_every else 2
-    work = training(
-        name, stage.kind, walk.shape(stage.model),
+def _training(walk: Walk, name: str, stage: Any) -> Workload:
+    """What all kinds of training have in common; settings that a kind does not have keep their defaults."""
+    shape, said = walk.shape(stage.model), stage.model_dump()
+    if stage.model in walk.plans:
+        walk.plans[name] = walk.plans[stage.model]
+    return Workload(
+        name, stage.kind, shape, _trainable(walk, stage.model, said),
         num_steps=stage.steps,
-        rows_per_step=stage.rows_per_step,
-        row_tokens=stage.row_tokens,
         micro_batch_rows=stage.micro_batch_rows,
-        forward_tokens=num_evaluations * stage.eval_tokens,
+        precision=said.get("precision", "auto"),
+        recompute=said.get("recompute", "none"),
+        compiled=said.get("compile", False),
+        shard_ranks=said.get("shard_ranks"),
+        num_states=said.get("num_states", 1),
+        kept_bytes=shape.num_bytes,
     )  # fmt: skip
+
+
+def _trainable(walk: Walk, model: str, said: Mapping[str, Any]) -> Trainable:
+    """What is trained: all, adapters, or the groups of a surgery whose rate is above 0."""
+    if said.get("lora"):
+        return Trainable(lora_rank=said["lora"]["rank"])
+    frozen = {group for group, rate in said.get("rates", {}).items() if rate["factor"] == 0}
+    if not frozen or model not in walk.plans:
+        return ALL
+    from .growth.freeze import FreezeMap
+
+    plan = walk.plans[model]
+    parts = FreezeMap("", plan)
+    kinds = dict.fromkeys(parts.original, "original") | dict.fromkeys(parts.near_seam(said["seam_width"]), "seam")
+    kinds |= dict.fromkeys(parts.new, "new")
+    trained = frozenset(layer for layer, kind in kinds.items() if kind not in frozen)
+    return Trainable(trained, outside="outside" not in frozen)
+
+
+def _evaluations(stage: Any) -> int:
+    """Held-out measurements: at start and end, and every so many steps between."""
+    return 2 + (stage.steps - 1) // stage.eval_every if stage.eval_every and stage.steps else 2
+
+
+def _on_text(walk: Walk, name: str, stage: Any) -> list[Workload]:
+    work = _training(walk, name, stage)
+    measured = _evaluations(stage) * stage.eval_tokens
+    work = replace(work, rows_per_step=stage.rows_per_step, row_tokens=stage.row_tokens, forward_tokens=measured)
     return [work]
 
 
-def _sft(walk: Walk, name: str, stage: SftStage) -> list[Workload]:
-    work = training(
-        name, stage.kind, walk.shape(stage.model),
-        num_steps=stage.steps,
-        rows_per_step=stage.rows_per_step,
-        row_tokens=stage.row_tokens,
-        micro_batch_rows=stage.micro_batch_rows,
-        lora_rank=stage.lora.rank if stage.lora else 0,
-    )  # fmt: skip
+def _on_pairs(walk: Walk, name: str, stage: Any) -> list[Workload]:
+    """DPO: both answers of a pair, each with its prompt, are ``2 max_tokens`` at most.
+
+    The reference is the policy before its first update: no second model, but a forward pass over every pair.
+    """
+    row_tokens = 2 * stage.max_tokens
+    work = _training(walk, name, stage)
+    # A row of another length changes what a micro-batch holds, not how much there is to compute.
+    rows = -(-work.micro_batch_rows * (stage.row_tokens or row_tokens) // row_tokens)
+    work = replace(
+        work,
+        rows_per_step=stage.pairs_per_step,
+        row_tokens=row_tokens,
+        micro_batch_rows=rows,
+        at_most=True,
+        forward_tokens=_evaluations(stage) * stage.eval_pairs * row_tokens,
+        forward_share=0 if stage.variant == "simpo" else 1,
+    )
     return [work]
 
 
-def _dpo(walk: Walk, name: str, stage: DpoStage | SdpoStage) -> list[Workload]:
-    work = preferring(
-        name, stage.kind, walk.shape(stage.model),
-        num_steps=stage.steps,
-        pairs_per_step=stage.pairs_per_step,
-        row_tokens=stage.row_tokens or 2 * stage.max_tokens,
-        micro_batch_rows=stage.micro_batch_rows,
-        lora_rank=stage.lora.rank if stage.lora else 0,
-        has_reference=stage.variant != "simpo",
-    )  # fmt: skip
-    return [work] * (stage.chunks if isinstance(stage, SdpoStage) else 1)
+def _on_chunks(walk: Walk, name: str, stage: Any) -> list[Workload]:
+    """sDPO: a run on each chunk, one after the other; of epochs all chunks together are the data once more."""
+    work = _on_pairs(walk, name, stage)[0]
+    if work.num_steps is None:
+        return [work]
+    return [replace(work, stage=f"{name} {chunk}/{stage.chunks}") for chunk in range(1, stage.chunks + 1)]
 
 
-def _evaluate(walk: Walk, name: str, stage: EvaluateStage) -> list[Workload]:
+def _evaluate(walk: Walk, name: str, stage: Any) -> list[Workload]:
     work = running(
         name, stage.kind, walk.shape(stage.model),
         num_tokens=stage.tokens,
@@ -141,18 +172,18 @@ def _evaluate(walk: Walk, name: str, stage: EvaluateStage) -> list[Workload]:
     return [work]
 
 
-def _report(walk: Walk, name: str, stage: ReportStage) -> list[Workload]:
+def _report(walk: Walk, name: str, stage: Any) -> list[Workload]:
     return [Workload(name, stage.kind)]
 
 
 # Stage kind -> its work; a stage of several runs in a row (sDPO) gives several.
-_KINDS: Mapping[str, Callable[[Walk, str, Any], list[Workload]]] = {
+WORK: Mapping[str, Callable[[Walk, str, Any], list[Workload]]] = {
     "import": _import,
     "upscale": _upscale,
-    "pretrain": _pretrain,
-    "sft": _sft,
-    "dpo": _dpo,
-    "sdpo": _dpo,
+    "pretrain": _on_text,
+    "sft": _on_text,
+    "dpo": _on_pairs,
+    "sdpo": _on_chunks,
     "evaluate": _evaluate,
     "report": _report,
 }

@@ -58,15 +58,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "pipeline": frozenset({ANY}),
     "reference": frozenset({"cli", "stage_settings", "presets", "drawing"}),
     "workloads": frozenset(
-        {
-            "recipe",
-            "stage_settings",
-            "stages",
-            "presets",
-            "checkpoint",
-            "conversion.gguf_header",
-            "planning",
-        }
+        {"recipe", "stages", "presets", "checkpoint", "conversion.gguf_header", "growth.freeze", "planning"}
     ),
     "recipe_verbs": frozenset({ANY}),
     "plan_verb": frozenset({ANY}),

@@ -97,14 +97,8 @@ def training_flops(shape: ModelShape, row_tokens: int, trainable: Trainable = AL
 
 
 def recomputed_flops(shape: ModelShape, row_tokens: int, recompute: str) -> float:
-    """FLOPs for each token that recomputing activations adds: the layers once more, or their wide MLP matrices.
+    """FLOPs for each token that recomputing activations adds: with ``full`` the layers once more.
 
-    Args:
-        recompute: ``none``, ``selective`` (all but the output of the MLP's first matrices is kept), ``full``.
+    ``selective`` keeps what matrix products and attention make; the rest is no FLOPs that are counted.
     """
-    if recompute == "full":
-        return forward_flops(shape, row_tokens) - 2 * shape.head
-    if recompute == "selective":
-        wide = 2 if shape.gated else 1
-        return float(sum(2 * wide * shape.hidden * layer.inner for layer in shape.layers))
-    return 0.0
+    return forward_flops(shape, row_tokens) - 2 * shape.head if recompute == "full" else 0.0

@@ -6,14 +6,19 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from ..errors import PlanError
 from .compute import forward_flops, recomputed_flops, trained_parameters, training_flops
 from .hardware import Cluster, Device
 from .memory import Item, Layout, memory, widths
 from .shapes import ModelShape
 from .workload import UNIT_TOKENS, Workload
 
-# Measured on one H100, rows of 2,048 tokens, float32 masters (docs/plan.md): parameters in matrices -> MFU.
-_MEASURED = ((184.0e6, 0.309), (1474.8e6, 0.465))
+# Measured on one H100, rows of 2,048 tokens, float32 masters (docs/plan.md): parameters in matrices -> MFU, where each
+# layer is compiled, and where nothing is (TRL; at the larger size with recomputation, which is counted here).
+_MEASURED = {
+    True: ((184.0e6, 0.309), (1474.8e6, 0.465)),
+    False: ((184.0e6, 0.128), (1474.8e6, 0.307)),
+}
 _MEASURED_LAYER_FLOPS = 1e12  # of one layer and micro-batch, forward and backward, in these runs; less hides no launch
 _LEAST_MFU = 0.05
 # Rows of several documents are masked, which costs attention; nobody has measured these kinds yet: an assumption.
@@ -63,7 +68,7 @@ class Estimate:
         return self.memory_bytes <= self.capacity
 
 
-def default_mfu(shape: ModelShape, kind: str, device: Device) -> float:
+def default_mfu(shape: ModelShape, kind: str, device: Device, compiled: bool = True) -> float:
     """Utilisation where none is stated: measured at two sizes, linear in the logarithm of the size between and below.
 
     Above the larger size its figure is taken (published runs of 7 B and more reach 0.39 to 0.50), and of other GPUs
@@ -71,33 +76,34 @@ def default_mfu(shape: ModelShape, kind: str, device: Device) -> float:
     """
     if device.is_processor:
         return _PROCESSOR_MFU
-    (low, at_low), (high, at_high) = _MEASURED
+    (low, at_low), (high, at_high) = _MEASURED[compiled]
     place = math.log(max(shape.num_matrix_parameters, 1) / low) / math.log(high / low)
     return max(_LEAST_MFU, at_low + (at_high - at_low) * min(place, 1.0)) * _KIND_FACTORS.get(kind, 1.0)
 
 
-def estimate(work: Workload, cluster: Cluster, mfu: float | None = None, shards: int | None = None) -> Estimate:
+def estimate(work: Workload, cluster: Cluster, mfu: float | None = None) -> Estimate:
     """What a workload takes.
 
     Args:
         work: The workload.
         cluster: Where it runs.
         mfu: Utilisation; None for :func:`default_mfu`.
-        shards: Devices that share the states; None for those of a node if that fits (the states are then held once in
-            each node, HSDP), otherwise all.
+
+    Raises:
+        PlanError: The devices cannot be divided into groups of ``shard_ranks``.
     """
     shape, device = work.shape, cluster.device
     trains = work.trainable is not None
     num_devices = min(cluster.num_devices, work.rows_per_step) if trains else 1
-    shards = _shards(work, cluster, num_devices, shards) if trains else 1
+    shards = _shards(work, cluster) if trains else 1
     each = -(-work.rows_per_step // num_devices) if trains else work.micro_batch_rows
     work = replace(work, micro_batch_rows=min(work.micro_batch_rows, each))
     items = tuple(memory(work, layout_of(device, shards)))
-    used = mfu or (default_mfu(shape, work.kind, device) if shape and items else 0.0)
+    used = mfu or (default_mfu(shape, work.kind, device, work.compiled) if shape and items else 0.0)
     notes: list[str] = []
     flops = seconds = rate = 0.0
     if shape is not None and items:
-        flops = work.forward_tokens * forward_flops(shape, work.row_tokens)
+        flops = work.num_forward_tokens * forward_flops(shape, work.row_tokens)
         seconds = flops / (device.peak * used * num_devices)
         seconds += work.generated_tokens * 4 * shape.num_active_parameters / device.bandwidth
     if shape is not None and work.trainable is not None:
@@ -113,18 +119,18 @@ def estimate(work: Workload, cluster: Cluster, mfu: float | None = None, shards:
 
 
 def layout_of(device: Device, shards: int) -> Layout:
-    """How a device of a kind computes: compiled layer by layer on a GPU, eager on a processor."""
-    if device.is_processor:
-        return Layout(shards, "eager", is_processor=True)
-    return Layout(shards)
+    """Where one device of a kind stands, if so many share the states."""
+    return Layout(shards, device.is_processor)
 
 
-def _shards(work: Workload, cluster: Cluster, num_devices: int, wanted: int | None) -> int:
-    if wanted is not None:
-        return max(1, min(wanted, num_devices))
-    node = min(cluster.per_node, num_devices)
-    held = sum(item.num_bytes for item in memory(work, layout_of(cluster.device, node)))
-    return node if held <= _USABLE * cluster.device.memory else num_devices
+def _shards(work: Workload, cluster: Cluster) -> int:
+    wanted = work.shard_ranks or cluster.num_devices
+    if cluster.num_devices % wanted:
+        raise PlanError(
+            f"{work.stage}: shard_ranks is {wanted}, and there are {cluster.num_devices} devices",
+            allowed=f"a divisor of {cluster.num_devices}",
+        )
+    return wanted
 
 
 def _step_seconds(
@@ -145,12 +151,13 @@ def _step_seconds(
     trained = trained_parameters(shape, work.trainable)
     moved = (2 * size.activation * shape.num_parameters + 4 * trained) * (1 - 1 / shards)
     network = num_passes * moved / cluster.link(shards)
-    groups = num_devices / shards
-    network += 2 * 4 * trained / shards * (1 - 1 / groups) / cluster.link(num_devices) if groups > 1 else 0.0
+    groups = cluster.num_devices / shards
+    network += 2 * 4 * trained / shards * (1 - 1 / groups) / cluster.link(cluster.num_devices) if groups > 1 else 0.0
     if network > computing:
+        help_ = f", or shard_ranks: {cluster.per_node} (HSDP)" if shards > cluster.per_node else ""
         notes.append(
-            f"the network holds it up: {network:.3g} s of each step, computing {computing:.3g} s; more rows in a"
-            " micro-batch, or states shared among fewer devices (--shard), would help"
+            f"the network holds it up: {network:.3g} s of each step, computing {computing:.3g} s; a larger"
+            f" micro_batch_rows{help_} would help"
         )
     return max(computing, network)
 
@@ -222,21 +229,21 @@ def advice(found: Estimate, device: Device) -> list[str]:
         rows = most_rows(work, device, found.shards) or 1
         if rows < work.micro_batch_rows:
             tell(f"micro_batch_rows: {rows} (now {work.micro_batch_rows})", replace(work, micro_batch_rows=rows))
+        if work.recompute == "none":
+            tell("recompute: selective", replace(work, recompute="selective"))
         if work.recompute != "full":
-            tell("recompute all activations (a third more computing)", replace(work, recompute="full"))
-        if work.optimizer != "adamw-8bit" and not device.is_processor:
-            light = replace(work, precision="bfloat16", optimizer="adamw-8bit")
-            tell("bfloat16 weights and 8-bit moments", light)
-        if work.kind in ("sft", "dpo", "sdpo") and not work.trainable.lora_rank:
+            tell("recompute: full (a third more computing)", replace(work, recompute="full"))
+        if not (work.compiled or device.is_processor):
+            tell("compile: true", replace(work, compiled=True))
+        if work.precision != "bfloat16" and not device.is_processor:
+            tell("precision: bfloat16", replace(work, precision="bfloat16"))
+        if not work.trainable.lora_rank:
             lora = replace(work, trainable=replace(work.trainable, lora_rank=_LORA_RANK))
-            tell(f"LoRA of rank {_LORA_RANK}", lora)
-        if not device.is_processor:
-            light = replace(work, micro_batch_rows=1, recompute="full", precision="bfloat16", optimizer="adamw-8bit")
-            tell("micro_batch_rows: 1, full recomputation, bfloat16 weights and 8-bit moments together", light)
+            tell(f"lora: {{rank: {_LORA_RANK}}}, which trains other things", lora)
     elif work.micro_batch_rows > 1:
         tell(f"micro_batch_rows: 1 (now {work.micro_batch_rows})", replace(work, micro_batch_rows=1))
     least = replace(work, micro_batch_rows=1, recompute="full")
-    for said, changed in (("as it is", work), ("with micro_batch_rows: 1 and full recomputation", least)):
+    for said, changed in (("as it is", work), ("with micro_batch_rows: 1 and recompute: full", least)):
         number = smallest_number(changed, device) if work.trainable is not None else None
         if number is not None:
             lines.append(f"  smallest number of {device.title}, {said}: {number}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from .compute import ALL, Trainable, trained_parameters
+from .compute import Trainable
 from .shapes import ModelShape
 
 Precision = Literal["auto", "float32", "mixed", "bfloat16"]
-Optimizer = Literal["adamw", "adamw-bf16", "adamw-8bit"]
 Recompute = Literal["none", "selective", "full"]
 UNIT_TOKENS = 1_000_000_000  # what a stage is stated for if its data are not counted
 
@@ -24,19 +23,22 @@ class Workload:
         shape: The model that it makes, trains or runs; None where there is none.
         trainable: What is trained; None where nothing is.
         row_tokens: Tokens of a row.
-        rows_per_step: Rows of a global batch.
+        rows_per_step: Rows of a global batch. A preference pair takes a row at most.
         micro_batch_rows: Rows of one forward pass on one device.
         num_steps: Optimizer steps; None if the data's tokens are not counted: then of :data:`UNIT_TOKENS`.
         at_most: Whether rows may be partly empty, so that the tokens are an upper bound.
-        forward_tokens: Tokens that only pass forward: held-out losses, and log-probabilities of a reference.
+        forward_tokens: Tokens that only pass forward: held-out losses.
+        forward_share: Forward passes more for each trained token: 1 for the log-probabilities of a reference.
         generated_tokens: Tokens written one after the other.
         precision: ``float32``, ``mixed`` (float32 masters, computed in bfloat16), ``bfloat16`` (no masters); ``auto``
             is float32 on a processor and mixed elsewhere.
-        optimizer: Adam with two moments in float32, bfloat16 or 8 bits.
+        moment_bytes: Bytes of both moments of a parameter: 8 in float32, 4 in bfloat16, 2 in 8 bits.
         recompute: Activations that are computed again in the backward pass.
+        compiled: Whether each layer is compiled (on GPUs).
+        shard_ranks: Devices that share the states; None for all.
         copied_bytes: Read from and written to the disk, together.
         kept_bytes: Left on the disk.
-        passing_bytes: On the disk beside that while the stage runs.
+        num_states: Saved states that stand on the disk while the stage trains, besides the one being written.
     """
 
     stage: str
@@ -49,13 +51,16 @@ class Workload:
     num_steps: int | None = 0
     at_most: bool = False
     forward_tokens: int = 0
+    forward_share: float = 0
     generated_tokens: int = 0
     precision: Precision = "auto"
-    optimizer: Optimizer = "adamw"
+    moment_bytes: int = 8
     recompute: Recompute = "none"
+    compiled: bool = False
+    shard_ranks: int | None = None
     copied_bytes: float = 0
     kept_bytes: float = 0
-    passing_bytes: float = 0
+    num_states: int = 1
 
     @property
     def step_tokens(self) -> int:
@@ -69,58 +74,15 @@ class Workload:
             return 0
         return UNIT_TOKENS if self.num_steps is None else self.num_steps * self.step_tokens
 
+    @property
+    def num_forward_tokens(self) -> float:
+        """Tokens that only pass forward, all together."""
+        return self.forward_tokens + self.forward_share * self.num_tokens
+
 
 def copying(stage: str, kind: str, shape: ModelShape, read_bytes: float = 0) -> Workload:
     """Import or surgery: bytes are read, the model is written."""
     return Workload(stage, kind, shape, copied_bytes=read_bytes + shape.num_bytes, kept_bytes=shape.num_bytes)
-
-
-def training(
-    stage: str,
-    kind: str,
-    shape: ModelShape,
-    *,
-    num_steps: int | None,
-    rows_per_step: int,
-    row_tokens: int,
-    micro_batch_rows: int = 4,
-    lora_rank: int = 0,
-    forward_tokens: int = 0,
-) -> Workload:
-    """Continued pretraining or SFT; ``num_steps`` is None where epochs of uncounted data are asked for.
-
-    On the disk stand the saved state (weights and two moments in float32: 12 bytes a parameter) and the export.
-    """
-    trainable = Trainable(lora_rank=lora_rank) if lora_rank else ALL
-    work = Workload(
-        stage, kind, shape, trainable, row_tokens, rows_per_step, micro_batch_rows, num_steps,
-        forward_tokens=forward_tokens, kept_bytes=shape.num_bytes,
-    )  # fmt: skip
-    return replace(work, passing_bytes=12.0 * trained_parameters(shape, trainable))
-
-
-def preferring(
-    stage: str,
-    kind: str,
-    shape: ModelShape,
-    *,
-    num_steps: int | None,
-    pairs_per_step: int,
-    row_tokens: int,
-    micro_batch_rows: int = 4,
-    lora_rank: int = 0,
-    has_reference: bool = True,
-) -> Workload:
-    """DPO, or one step of sDPO: a pair stands whole in a row, so it takes a row at most.
-
-    The reference's log-probabilities are computed once, by the policy before its first update: a forward pass more
-    over all pairs (one epoch), and no second model in memory.
-    """
-    work = training(
-        stage, kind, shape, num_steps=num_steps, rows_per_step=pairs_per_step, row_tokens=row_tokens,
-        micro_batch_rows=micro_batch_rows, lora_rank=lora_rank,
-    )  # fmt: skip
-    return replace(work, at_most=True, forward_tokens=work.num_tokens if has_reference else 0)
 
 
 def running(

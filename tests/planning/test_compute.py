@@ -150,7 +150,7 @@ def test_recomputing_everything_adds_a_forward_pass_of_the_layers() -> None:
     assert recomputed_flops(shape, 2048, "none") == 0
     full = recomputed_flops(shape, 2048, "full")
     assert full == forward_flops(shape, 2048) - 2 * shape.head
-    assert 0 < recomputed_flops(shape, 2048, "selective") < full
+    assert recomputed_flops(shape, 2048, "selective") == 0  # of what is no product
 
 
 def test_an_unknown_family_without_headers_is_refused_by_name() -> None:

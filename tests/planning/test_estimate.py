@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from depthup.errors import PlanError
 from depthup.layers import LayerPlan
-from depthup.planning.compute import training_flops
+from depthup.planning.compute import ALL, Trainable, training_flops
 from depthup.planning.estimate import advice, default_mfu, estimate, layout_of, most_rows, smallest_number
 from depthup.planning.hardware import DEVICES, Cluster, parse_hardware, this_machine
 from depthup.planning.memory import memory
-from depthup.planning.shapes import published_shape
-from depthup.planning.workload import UNIT_TOKENS, Workload, preferring, running, training
+from depthup.planning.shapes import ModelShape, published_shape
+from depthup.planning.workload import UNIT_TOKENS, Workload, running
 
 SMOL = published_shape("smollm2-135m").grown(LayerPlan.upscale(30, 8))
 SOLAR = published_shape("mistral-7b").grown(LayerPlan.upscale(32, 8))
 H100 = DEVICES["h100"]
 
 
-def pretrain(shape=SOLAR, **settings) -> Workload:
-    defaults = {"num_steps": 100, "rows_per_step": 256, "row_tokens": 4096, "micro_batch_rows": 1}
-    return training("trained", "pretrain", shape, **{**defaults, **settings})
+def pretrain(shape: ModelShape = SOLAR, **settings: Any) -> Workload:
+    """SOLAR, a row of 4,096 tokens in a micro-batch, states shared within a node of 8."""
+    work = Workload("trained", "pretrain", shape, ALL, 4096, rows_per_step=256, num_steps=100, compiled=True)
+    return replace(work, **{"shard_ranks": 8, **settings})
 
 
 def held(work: Workload, number: int, device=H100) -> float:
@@ -41,10 +43,12 @@ def test_time_is_flops_over_what_the_hardware_gives() -> None:
 
 
 def test_throughput_of_the_measured_runs_comes_out() -> None:
-    work = training("t", "pretrain", SMOL, num_steps=1, rows_per_step=32, row_tokens=2048, micro_batch_rows=32)
+    work = pretrain(SMOL, row_tokens=2048, rows_per_step=32, micro_batch_rows=32, shard_ranks=None)
     found = estimate(work, Cluster(H100))
     assert found.tokens_per_second == pytest.approx(215_722, rel=0.01)
     assert found.fits
+    eager = estimate(replace(work, compiled=False), Cluster(H100))
+    assert eager.tokens_per_second == pytest.approx(89_558, rel=0.01)
 
 
 def test_utilisation_rises_with_size_between_the_measured_ones_and_stays_above() -> None:
@@ -53,23 +57,23 @@ def test_utilisation_rises_with_size_between_the_measured_ones_and_stays_above()
     assert large == 0.465
     assert 0.05 <= default_mfu(SMOL.grown(LayerPlan.drop(44, range(43))), "pretrain", H100) < small
     assert default_mfu(SOLAR, "dpo", H100) < large
+    assert default_mfu(SOLAR, "pretrain", H100, compiled=False) < large
 
 
-def test_states_are_shared_within_a_node_if_that_fits_and_among_all_if_not() -> None:
+def test_states_are_shared_among_all_unless_the_recipe_says_less() -> None:
     cluster = Cluster(H100, 8, 4)
-    assert estimate(pretrain(), cluster).shards == 8
-    small = Cluster(replace(H100, memory=55e9), 8, 4)
-    found = estimate(pretrain(), small)
-    assert found.shards == 32
-    assert found.memory_bytes < held(pretrain(), 8)
-    assert estimate(pretrain(), cluster, shards=16).shards == 16
+    whole, hybrid = estimate(pretrain(shard_ranks=None), cluster), estimate(pretrain(), cluster)
+    assert (whole.shards, hybrid.shards) == (32, 8)
+    assert whole.memory_bytes < hybrid.memory_bytes
+    with pytest.raises(PlanError, match="shard_ranks is 5"):
+        estimate(pretrain(shard_ranks=5), cluster)
 
 
 def test_a_slow_network_is_told() -> None:
-    slow = Cluster(replace(H100, network=1e9), 8, 4)
-    found, fast = estimate(pretrain(), slow, shards=32), estimate(pretrain(), Cluster(H100, 8, 4), shards=32)
+    work = pretrain(shard_ranks=None)
+    found, fast = estimate(work, Cluster(H100, 8, 4)), estimate(pretrain(), Cluster(H100, 8, 4))
     assert found.seconds > 2 * fast.seconds
-    assert any("the network holds it up" in note for note in found.notes)
+    assert any("the network holds it up" in note and "shard_ranks: 8" in note for note in found.notes)
 
 
 def test_devices_without_rows_are_told() -> None:
@@ -95,7 +99,7 @@ def test_advice_that_is_said_to_fit_fits() -> None:
 
 
 def test_the_smallest_number_of_devices_fits_and_one_less_does_not() -> None:
-    work = pretrain(micro_batch_rows=1)
+    work = pretrain(shard_ranks=None)
     number = smallest_number(work, H100)
     assert number is not None and number > 1
     limit = estimate(work, Cluster(H100)).capacity
@@ -104,21 +108,20 @@ def test_the_smallest_number_of_devices_fits_and_one_less_does_not() -> None:
 
 
 def test_lora_makes_solar_fit_one_device() -> None:
-    settings = {"num_steps": 10, "rows_per_step": 8, "row_tokens": 2048, "micro_batch_rows": 1}
-    whole = estimate(training("t", "sft", SOLAR, **settings), Cluster(H100))
-    lora = estimate(training("t", "sft", SOLAR, lora_rank=16, **settings), Cluster(H100))
-    assert not whole.fits and lora.fits
-    assert any("LoRA of rank 16" in line and line.endswith(", fits") for line in advice(whole, H100))
-    assert lora.seconds < whole.seconds
+    work = pretrain(kind="sft", row_tokens=2048, rows_per_step=8, shard_ranks=None)
+    lora = replace(work, trainable=Trainable(lora_rank=16))
+    whole, adapted = estimate(work, Cluster(H100)), estimate(lora, Cluster(H100))
+    assert not whole.fits and adapted.fits
+    assert any("rank: 16" in line and line.endswith(", fits") for line in advice(whole, H100))
+    assert adapted.seconds < whole.seconds
 
 
-def test_dpo_counts_its_reference_once_and_pairs_as_rows() -> None:
-    settings = {"num_steps": 10, "pairs_per_step": 8, "row_tokens": 2048}
-    work = preferring("t", "dpo", SOLAR, **settings)
-    assert work.num_tokens == work.forward_tokens == 10 * 8 * 2048
-    assert work.at_most
-    plain = estimate(preferring("t", "dpo", SOLAR, has_reference=False, **settings), Cluster(H100, 8))
-    assert estimate(work, Cluster(H100, 8)).seconds == pytest.approx(plain.seconds * 4 / 3, rel=0.05)
+def test_a_reference_is_a_forward_pass_more() -> None:
+    plain = pretrain(kind="dpo", rows_per_step=8, at_most=True)
+    work = replace(plain, forward_share=1)
+    assert work.num_forward_tokens == work.num_tokens
+    seconds = [estimate(one, Cluster(H100, 8)).seconds for one in (plain, work)]
+    assert seconds[1] == pytest.approx(seconds[0] * 4 / 3, rel=0.01)
 
 
 def test_data_that_are_not_counted_are_stated_for_a_billion_tokens() -> None:

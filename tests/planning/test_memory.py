@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pico
@@ -10,10 +11,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from depthup.layers import LayerPlan
-from depthup.planning.compute import Trainable, trained_parameters
+from depthup.planning.compute import ALL, Trainable, trained_parameters
 from depthup.planning.memory import Layout, activation_elements, memory
 from depthup.planning.shapes import ModelShape, published_shape, shape_from_config
-from depthup.planning.workload import Workload, training
+from depthup.planning.workload import Workload
 
 SHAPE = {
     "hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
@@ -30,7 +31,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {**SHAPE, "moe_intermediate_size": 64, "num_experts": 8, "num_experts_per_tok": 2},
 }  # fmt: skip
 ROWS, ROW_TOKENS = 2, 64
-ALONE = Layout(1, "eager", is_processor=True)
+ALONE = Layout(1, is_processor=True)
 ON_GPU = Layout(1)
 
 
@@ -59,9 +60,11 @@ def kept_elements(model: Any) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_activations_are_what_autograd_keeps(family: str) -> None:
-    model, shape = build(family)
-    assert activation_elements(shape, "eager") == pytest.approx(kept_elements(model), rel=0.15)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_are_what_autograd_keeps(family: str, dtype: torch.dtype) -> None:
+    model, shape = build(family, dtype)
+    planned = activation_elements(shape, "eager", num_bytes=dtype.itemsize)
+    assert planned == pytest.approx(kept_elements(model), rel=0.15)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -83,7 +86,7 @@ def items(work: Workload, layout: Layout) -> dict[str, float]:
 @pytest.mark.parametrize("rank", [0, 4])
 def test_states_are_what_a_step_of_adamw_holds(rank: int) -> None:
     model, shape = build("llama")
-    work = training("stage", "sft", shape, num_steps=1, rows_per_step=2, row_tokens=ROW_TOKENS, lora_rank=rank)
+    work = Workload("stage", "sft", shape, Trainable(lora_rank=rank), ROW_TOKENS, rows_per_step=2, micro_batch_rows=2)
     if rank:
         from peft import LoraConfig, get_peft_model
 
@@ -102,24 +105,25 @@ def test_states_are_what_a_step_of_adamw_holds(rank: int) -> None:
 
 def solar(**settings: Any) -> Workload:
     shape = published_shape("mistral-7b").grown(LayerPlan.upscale(32, 8))
-    work = training("t", "pretrain", shape, num_steps=1, rows_per_step=8, row_tokens=4096, micro_batch_rows=1)
-    return Workload(**{**vars(work), **settings})
+    return replace(Workload("t", "pretrain", shape, ALL, 4096, rows_per_step=8, num_steps=1, compiled=True), **settings)
 
 
 def states(work: Workload, layout: Layout) -> float:
-    named = ("float32 master weights", "weights", "gradients", "optimizer moments")
+    named = ("float32 master weights", "copy of them to compute with", "weights", "gradients", "optimizer moments")
     return sum(size for name, size in items(work, layout).items() if name in named)
 
 
 def test_solar_by_hand() -> None:
-    """10.73 B x 16 B = 171.7 GB; without masters and with 8-bit moments 6 B, 64.4 GB (reference: training.md 4)."""
+    """10.73 B x 16 B = 171.7 GB, whole or shared; in bfloat16 with 8-bit moments 6 B, 64.4 GB (training.md 4)."""
     assert states(solar(), ON_GPU) == pytest.approx(171.7e9, rel=1e-3)
-    assert states(solar(precision="bfloat16", optimizer="adamw-8bit"), ON_GPU) == pytest.approx(64.4e9, rel=1e-3)
     assert states(solar(), Layout(32)) == pytest.approx(171.7e9 / 32, rel=1e-3)
+    assert states(solar(precision="float32"), ON_GPU) == pytest.approx(171.7e9, rel=1e-3)
+    assert states(solar(precision="bfloat16", moment_bytes=2), ON_GPU) == pytest.approx(64.4e9, rel=1e-3)
 
 
 def test_what_is_shared_shrinks_and_what_is_not_stays() -> None:
-    few, many = items(solar(), Layout(2)), items(solar(), Layout(16))
+    work = solar(micro_batch_rows=8)
+    few, many = items(work, Layout(2)), items(work, Layout(16))
     for name in ("float32 master weights", "gradients", "optimizer moments"):
         assert few[name] == 8 * many[name]
     assert few["activations"] == many["activations"]
@@ -128,8 +132,8 @@ def test_what_is_shared_shrinks_and_what_is_not_stays() -> None:
 
 def test_each_recomputation_keeps_less_than_the_one_before() -> None:
     ways = ("none", "selective", "full")
-    none, selective, full = (items(solar(recompute=way), ON_GPU)["activations"] for way in ways)
-    assert full < selective / 4 < none / 4 < none
+    none, selective, full = (items(solar(recompute=way), Layout(8))["activations"] for way in ways)
+    assert full < selective / 4 < none / 4
     assert full >= 48 * 4096 * 4096 * 2  # the input of each layer, at least
 
 
@@ -149,7 +153,23 @@ def test_runs_that_were_measured_on_an_h100_fit_there() -> None:
     })  # fmt: skip
     ran = ((smol, 32, "mixed"), (smol, 48, "bfloat16"), (large, 10, "mixed"), (large, 16, "bfloat16"))
     for shape, rows, precision in ran:
-        work = training("t", "pretrain", shape, num_steps=1, rows_per_step=rows, row_tokens=2048, micro_batch_rows=rows)
-        light = "adamw-bf16" if precision == "bfloat16" else "adamw"
-        held = sum(items(Workload(**{**vars(work), "precision": precision, "optimizer": light}), ON_GPU).values())
+        work = Workload(
+            "t", "pretrain", shape, ALL, 2048, rows_per_step=rows, micro_batch_rows=rows, num_steps=1, compiled=True,
+            precision=precision, moment_bytes=4 if precision == "bfloat16" else 8,
+        )  # fmt: skip
+        held = sum(items(work, ON_GPU).values())
         assert 40e9 < held < 79 * 2**30, (rows, held)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed", "bfloat16"])
+def test_states_are_what_the_optimizer_of_each_precision_holds(precision: Any) -> None:
+    from depthup.training.optimizers import make_optimizer
+
+    model, shape = build("llama")
+    optimizer = make_optimizer(model, weight_decay=0.1, betas=(0.9, 0.95), precision=precision)
+    model(input_ids=pico.tokens(8, 2)).logits.sum().backward()
+    optimizer.step()
+    held = sum(parameter.nbytes + parameter.grad.nbytes for parameter in model.parameters())
+    held += sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.dim())
+    work = Workload("t", "pretrain", shape, ALL, ROW_TOKENS, rows_per_step=2, num_steps=1, precision=precision)
+    assert states(work, ON_GPU) == held
