@@ -200,6 +200,20 @@ def _follow(recipe: Recipe, store: Store, only: str | None, device: str, world: 
     return survey(recipe, store)
 
 
+def prepare(recipe: Recipe, store: Store, name: str, device: str = "cpu") -> Job:
+    """A stage as it would be run, to look at: what it comes from must be made.
+
+    Raises:
+        RecipeError: There is no such stage, or something before it is not made.
+    """
+    if name not in recipe.stages:
+        raise RecipeError(
+            f"no stage is called '{name}'{nearest(name, recipe.stages)}", allowed=", ".join(recipe.stages)
+        )
+    nodes = survey(recipe, store)
+    return _job(nodes[name], nodes, recipe, store, device, False, None)
+
+
 def _make(
     node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, device: str, progress: bool, world: Any
 ) -> Node:

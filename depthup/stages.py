@@ -14,6 +14,7 @@ from .files import require_space
 from .recipe import Recipe
 from .stage_data import Job, data_identity, held_out_rows
 from .stage_settings import EvaluateStage, ImportStage, ReportStage, Stage, TrainingStage, UpscaleStage
+from .training_run import shape_of
 from .training_stages import run_dpo, run_pretrain, run_sdpo, run_sft
 
 
@@ -100,7 +101,7 @@ def run_import(job: Job, folder: Path) -> dict[str, Any]:
         assert stage.random is not None
         write_random(folder, stage.random.num_layers, stage.random.hidden_size, job.recipe.seed)
         dtype = "float32"
-    return {"dtype": dtype, **_shape(folder)}
+    return {"dtype": dtype, **shape_of(folder)}
 
 
 def run_upscale(job: Job, folder: Path) -> dict[str, Any]:
@@ -128,7 +129,7 @@ def run_upscale(job: Job, folder: Path) -> dict[str, Any]:
         total=surgery.num_bytes, desc=job.name, unit="B", unit_scale=True, disable=not job.progress, dynamic_ncols=True
     ) as bar:
         write_surgery(surgery, folder, bar.update)
-    return {"plan": plan.to_json(), **_shape(folder)}
+    return {"plan": plan.to_json(), **shape_of(folder)}
 
 
 def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
 
     stage: EvaluateStage = job.stage
     source = job.folders[stage.model]
-    shape = _shape(source)
+    shape = shape_of(source)
     tokenizer = load_tokenizer(source)
     (rows,) = held_out_rows(job, source, tokenizer, stage.tokens).values()
     model = load_model(source, job.device)
@@ -187,15 +188,3 @@ KINDS: dict[str, Kind] = {
     "evaluate": Kind(run_evaluate, computes=True),
     "report": Kind(run_report),
 }
-
-
-# -- shared -----------------------------------------------------------------------------------------------------------
-
-
-def _shape(folder: Path) -> dict[str, Any]:
-    from .checkpoint.names import find_stack
-    from .checkpoint.reader import open_checkpoint
-
-    checkpoint = open_checkpoint(folder)
-    stack = find_stack(checkpoint.tensors, checkpoint.config)
-    return {"num_layers": stack.num_layers, "num_parameters": checkpoint.num_parameters}

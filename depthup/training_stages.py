@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError, RecipeError
-from .files import require_space
+from .errors import RecipeError
 from .stage_data import Job, held_out_pairs, held_out_rows, training_pairs, training_rows
 from .stage_settings import PreferenceStage, PretrainStage, SdpoStage, SftStage, TrainingStage
+from .training_run import Start, export, load, num_steps_of, settings_of, shape_of, totals, train_stage
 
 if TYPE_CHECKING:  # torch is loaded when a stage runs
     from .data.packing import Rows
     from .data.pair_tokens import TokenizedPairs
-    from .models import Model, Tokenizer
+    from .models import Tokenizer
     from .training.objectives import Objective
-    from .training.settings import TrainResult
-
-Evaluate = Any  # a function from a model to figures
-
-
-@dataclass(frozen=True)
-class _Start:
-    """A model about to be trained.
-
-    Attributes:
-        model: On its device, in float32, with adapters if the stage asks for them.
-        tokenizer: The model's.
-        source: The checkpoint that it came from.
-        groups: Names of its parameters by group; None where the folder does not tell.
-    """
-
-    model: Model
-    tokenizer: Tokenizer
-    source: Path
-    groups: Mapping[str, Sequence[str]] | None
+    from .training.rates import RangeTest
 
 
 def run_pretrain(job: Job, folder: Path) -> dict[str, Any]:
     """Continued pretraining; resumes from its own partial folder."""
     stage: PretrainStage = job.stage
-    start = _load(job, job.folders[stage.model], document_mask=stage.document_mask)
+    start = load(job, job.folders[stage.model], document_mask=stage.document_mask)
     rows = training_rows(job, start.source, start.tokenizer)
     return _language(job, folder, start, rows, stage.steps, stage.rows_per_step, stage.eval_tokens)
 
@@ -52,14 +31,14 @@ def run_pretrain(job: Job, folder: Path) -> dict[str, Any]:
 def run_sft(job: Job, folder: Path) -> dict[str, Any]:
     """Supervised fine-tuning on conversations."""
     stage: SftStage = job.stage
-    start = _load(job, job.folders[stage.model], document_mask=True)
+    start = load(job, job.folders[stage.model], document_mask=True)
     rows = training_rows(job, start.source, start.tokenizer)
-    num_steps = _num_steps(stage, rows.num_rows, stage.rows_per_step)
+    num_steps = num_steps_of(stage, rows.num_rows, stage.rows_per_step)
     return _language(job, folder, start, rows, num_steps, stage.rows_per_step, stage.eval_tokens)
 
 
 def _language(
-    job: Job, folder: Path, start: _Start, rows: Rows, num_steps: int, rows_per_step: int, eval_tokens: int
+    job: Job, folder: Path, start: Start, rows: Rows, num_steps: int, rows_per_step: int, eval_tokens: int
 ) -> dict[str, Any]:
     """Train on the next token: what pretrain and sft have in common."""
     from .data.mixture import Mixture
@@ -81,8 +60,8 @@ def _language(
         parts = {f"held_out_loss/{part}": each.loss for part, each in found.items()} if len(found) > 1 else {}
         return {"held_out_loss": mean, **parts}
 
-    result = _train(job, folder, start, rows, objective, num_steps, rows_per_step, evaluate)
-    _export(job, folder, start)
+    result = train_stage(job, folder, start, rows, objective, num_steps, rows_per_step, evaluate)
+    export(job, folder, start)
     seen = num_steps * rows_per_step
     epochs = rows.num_epochs(seen, job.recipe.seed) if isinstance(rows, Mixture) else round(seen / rows.num_rows, 4)
     counts = {
@@ -90,17 +69,17 @@ def _language(
         for name in ("num_truncated", "num_dropped")
         if isinstance(stage, SftStage) and not isinstance(rows, Mixture)
     }
-    return {**_totals(result), "num_epochs": epochs, **counts, **_shape(start.source)}
+    return {**totals(result), "num_epochs": epochs, **counts, **shape_of(start.source)}
 
 
 def run_dpo(job: Job, folder: Path) -> dict[str, Any]:
     """Preference training; the model before its first update is the reference."""
     stage: PreferenceStage = job.stage
-    start = _load(job, job.folders[stage.model], document_mask=True)
+    start = load(job, job.folders[stage.model], document_mask=True)
     pairs = training_pairs(job, start.source, start.tokenizer)
     found = _prefer(job, folder, start, pairs)
-    _export(job, folder, start)
-    return {**found, "num_pairs": pairs.num_pairs, "dropped": dict(pairs.dropped), **_shape(start.source)}
+    export(job, folder, start)
+    return {**found, "num_pairs": pairs.num_pairs, "dropped": dict(pairs.dropped), **shape_of(start.source)}
 
 
 def run_sdpo(job: Job, folder: Path) -> dict[str, Any]:
@@ -115,7 +94,7 @@ def run_sdpo(job: Job, folder: Path) -> dict[str, Any]:
 
     stage: SdpoStage = job.stage
     source = job.folders[stage.model]
-    start = _load(job, source, document_mask=True)
+    start = load(job, source, document_mask=True)
     pairs = training_pairs(job, source, start.tokenizer)
     first = _reference(job, start, pairs, choose_head(start.model))(start.model).reference
     assert first is not None
@@ -131,9 +110,9 @@ def run_sdpo(job: Job, folder: Path) -> dict[str, Any]:
         if not (where / "done.json").exists():
             where.mkdir(exist_ok=True)
             if steps:
-                start = _load(job, source, document_mask=True)
+                start = load(job, source, document_mask=True)
             found = _prefer(job, where, start, pairs.subset(chunks[number]), f"{job.name} {place}/{len(chunks)}")
-            _export(job, where, start)
+            export(job, where, start)
             if job.world is None or job.world.is_first:
                 _write_json(where / "done.json", {**told, **found})
             if job.world is not None:
@@ -144,13 +123,57 @@ def run_sdpo(job: Job, folder: Path) -> dict[str, Any]:
         for path in source.iterdir():
             if path.is_file() and path.name != "done.json":
                 shutil.copyfile(path, folder / path.name)
-    return {"chunks": steps, "num_pairs": pairs.num_pairs, **_shape(job.folders[stage.model])}
+    return {"chunks": steps, "num_pairs": pairs.num_pairs, **shape_of(job.folders[stage.model])}
+
+
+# -- to look at before a run ------------------------------------------------------------------------------------------
+
+
+def rows_to_look_at(job: Job) -> tuple[Rows, Tokenizer, int]:
+    """The rows of a training stage, the tokenizer, and how many rows (or pairs) a step has; no model is loaded.
+
+    Raises:
+        RecipeError: The stage does not train.
+    """
+    from .data.pairs import PairRows
+    from .models import load_tokenizer
+
+    stage = job.stage
+    if not isinstance(stage, TrainingStage):
+        raise RecipeError(
+            f"stage '{job.name}' is of kind {stage.kind}, which trains on nothing", allowed="pretrain, sft, dpo, sdpo"
+        )
+    source = job.folders[stage.model]
+    tokenizer = load_tokenizer(source)
+    if isinstance(stage, PreferenceStage):
+        pairs = training_pairs(job, source, tokenizer)
+        return PairRows(pairs, stage.row_tokens or 2 * stage.max_tokens), tokenizer, stage.pairs_per_step
+    return training_rows(job, source, tokenizer), tokenizer, stage.rows_per_step
+
+
+def range_test(job: Job, low: float, high: float, num_steps: int, tell: Callable[..., object]) -> RangeTest:
+    """Rising learning rates on the stage's own model and rows."""
+    from .training.dpo import dpo
+    from .training.heads import choose_head
+    from .training.objectives import CausalLM
+    from .training.rates import find_rates
+
+    stage: TrainingStage = job.stage
+    rows, _, rows_per_step = rows_to_look_at(job)
+    start = load(job, job.folders[stage.model], document_mask=getattr(stage, "document_mask", True))
+    objective: Objective = CausalLM(choose_head(start.model))
+    if isinstance(stage, PreferenceStage):
+        head = choose_head(start.model)
+        rows = _reference(job, start, training_pairs(job, start.source, start.tokenizer), head)(start.model)
+        objective = dpo(stage.variant, stage.beta, stage.label_smoothing, stage.nll_weight, stage.gamma, head=head)
+    settings = settings_of(job, num_steps, rows_per_step)
+    return find_rates(start.model, rows, objective, settings, low=low, high=high, num_steps=num_steps, tell=tell)
 
 
 # -- preferences ------------------------------------------------------------------------------------------------------
 
 
-def _prefer(job: Job, folder: Path, start: _Start, pairs: TokenizedPairs, label: str = "") -> dict[str, Any]:
+def _prefer(job: Job, folder: Path, start: Start, pairs: TokenizedPairs, label: str = "") -> dict[str, Any]:
     """One run of preference training on some pairs."""
     from .training.dpo import alarms, dpo
     from .training.heads import choose_head
@@ -158,7 +181,7 @@ def _prefer(job: Job, folder: Path, start: _Start, pairs: TokenizedPairs, label:
     stage: PreferenceStage = job.stage
     head = choose_head(start.model)
     objective = dpo(stage.variant, stage.beta, stage.label_smoothing, stage.nll_weight, stage.gamma, head=head)
-    num_steps = _num_steps(stage, pairs.num_pairs, stage.pairs_per_step)
+    num_steps = num_steps_of(stage, pairs.num_pairs, stage.pairs_per_step)
     unseen = held_out_pairs(job, start.source, start.tokenizer, stage.eval_pairs)
     held_out: list[Any] = []
     history: list[dict[str, float]] = []
@@ -177,13 +200,13 @@ def _prefer(job: Job, folder: Path, start: _Start, pairs: TokenizedPairs, label:
         history.append(line)
         return alarms(history)
 
-    result = _train(
+    result = train_stage(
         job, folder, start, rows, objective, num_steps, stage.pairs_per_step, evaluate, watch, label or job.name
     )
-    return {**_totals(result), "num_epochs": round(num_steps * stage.pairs_per_step / pairs.num_pairs, 4)}
+    return {**totals(result), "num_epochs": round(num_steps * stage.pairs_per_step / pairs.num_pairs, 4)}
 
 
-def _reference(job: Job, start: _Start, pairs: TokenizedPairs, head: Any, check: bool = False) -> Callable[[Any], Any]:
+def _reference(job: Job, start: Start, pairs: TokenizedPairs, head: Any, check: bool = False) -> Callable[[Any], Any]:
     """From the model before its first update to rows of pairs, with its log-probabilities if they are needed."""
     from .data.pairs import PairRows
     from .training.dpo import answer_logps
@@ -227,163 +250,6 @@ def _measure_pairs(model: Any, rows: Any, objective: Objective, rows_per_batch: 
     wanted = ("held_out_loss", "rewards/accuracies", "rewards/margins")
     names = {"rewards/accuracies": "held_out_accuracy", "rewards/margins": "held_out_margin"}
     return {names.get(name, name): sums[name] / rows.num_rows for name in wanted}
-
-
-# -- shared -----------------------------------------------------------------------------------------------------------
-
-
-def _load(job: Job, source: Path, *, document_mask: bool) -> _Start:
-    """The model of a checkpoint, checked and made ready: nothing of its weights is changed."""
-    from .models import add_lora, load_model, load_tokenizer
-    from .training.objectives import choose_attention, require_document_mask
-
-    stage: TrainingStage = job.stage
-    _refuse_quantised(source)
-    if stage.lora and job.world is not None:
-        raise RecipeError(f"stage {job.name}: lora runs on one device", next_step="leave it out, or run one rank")
-    if stage.sample_prompts and job.world is not None:
-        raise RecipeError(f"stage {job.name}: sample_prompts need one device", next_step="leave them out")
-    # Sixteen bytes a parameter: the saved state in float32 (weights, two moments) and the exported weights.
-    require_space(job.store.root, 16 * _shape(source)["num_parameters"] * getattr(stage, "chunks", 1))
-    model = load_model(source, str(job.world.device) if job.world else job.device)
-    if document_mask:
-        require_document_mask(model)
-        choose_attention(model)
-    groups = _groups(source, model, stage)
-    if stage.lora:
-        model = add_lora(model, stage.lora.rank, stage.lora.alpha, stage.lora.targets, job.recipe.seed)
-    return _Start(model, load_tokenizer(source), source, groups)
-
-
-def _groups(source: Path, model: Any, stage: TrainingStage) -> Mapping[str, Sequence[str]] | None:
-    from .growth.freeze import FREEZE_MAP_NAME, read_freeze_map
-
-    if not stage.rates or not (source / FREEZE_MAP_NAME).exists():
-        return None
-    names = [name for name, _ in model.named_parameters()]
-    return read_freeze_map(source).groups(names, within=stage.seam_width if "seam" in stage.rates else 0)
-
-
-def _train(
-    job: Job, folder: Path, start: _Start, rows: Any, objective: Objective, num_steps: int, rows_per_step: int,
-    evaluate: Evaluate, watch: Any = None, label: str = "",
-) -> TrainResult:  # fmt: skip
-    from .training.loop import train
-    from .training.metrics import LOGGERS
-    from .training.schedule import Schedule
-    from .training.settings import GroupRate, TrainSettings
-
-    stage: TrainingStage = job.stage
-    on_gpu = job.device.startswith("cuda")
-    settings = TrainSettings(
-        Schedule(stage.schedule, num_steps, stage.warmup_steps, stage.decay_share, stage.final_factor),
-        learning_rate=stage.learning_rate,
-        rows_per_step=rows_per_step,
-        weight_decay=stage.weight_decay,
-        betas=stage.betas,
-        clip_norm=stage.clip_norm,
-        seed=job.recipe.seed,
-        rates={group: GroupRate(rate.factor, rate.from_step) for group, rate in stage.rates.items()},
-        precision=("mixed" if on_gpu else "float32") if stage.precision == "auto" else stage.precision,
-        guard_sigmas=stage.guard_sigmas,
-        eval_every=stage.eval_every,
-        micro_batch_rows=stage.micro_batch_rows,
-        checkpoint_every=stage.checkpoint_every,
-        num_states=stage.num_states,
-        recompute=stage.recompute,
-        compile=stage.compile,
-    )
-
-    def measure(model: Any) -> dict[str, Any]:
-        figures = evaluate(model)
-        if stage.sample_prompts:
-            figures["samples"] = _samples(job, model, start.tokenizer, stage.sample_prompts)
-        return dict(figures)
-
-    return train(
-        start.model, rows, objective, settings, folder, world=job.world, groups=start.groups, evaluate=measure,
-        watch=watch, loggers=[LOGGERS[name](folder, f"{job.recipe.name}-{job.name}") for name in stage.loggers],
-        label=label or job.name, progress=job.progress,
-    )  # fmt: skip
-
-
-def _samples(job: Job, model: Any, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[dict[str, str]]:
-    from tqdm import tqdm
-
-    from .generation.backend import Sampling
-    from .generation.local import LocalBackend
-
-    texts = LocalBackend(model, tokenizer).generate(prompts, Sampling(48))
-    for prompt, text in zip(prompts, texts, strict=True):
-        if job.progress:
-            tqdm.write(f"{job.name}: {prompt!r} -> {text!r}")
-    return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
-
-
-def _export(job: Job, folder: Path, start: _Start) -> None:
-    """Write the trained weights as a checkpoint, adapters merged, and remove the saved state, which comes last: a
-    failure before it goes on from there."""
-    from .checkpoint.carry import carry
-    from .models import export_model, load_model, merge_lora
-    from .training.parallel import full_weights
-
-    model = start.model
-    if job.world is not None:
-        weights = full_weights(model, job.world)
-        if not job.world.is_first:
-            job.world.wait()
-            return
-        model = load_model(start.source)
-        model.load_state_dict(weights)
-    if job.stage.lora:
-        model = merge_lora(model)
-    export_model(model, start.source, folder)
-    carry(start.source, folder)
-    shutil.rmtree(folder / "state", ignore_errors=True)
-    if job.world is not None:
-        job.world.wait()
-
-
-def _num_steps(stage: SftStage | PreferenceStage, num_rows: int, rows_per_step: int) -> int:
-    if stage.steps is not None:
-        return stage.steps
-    assert stage.epochs is not None
-    num_steps = math.ceil(stage.epochs * num_rows / rows_per_step)
-    if stage.warmup_steps >= num_steps:
-        raise RecipeError(
-            f"warmup_steps = {stage.warmup_steps} leaves none of the {num_steps} steps that {stage.epochs:g} epochs of"
-            f" {num_rows:,} are",
-            next_step="lower warmup_steps",
-        )
-    return num_steps
-
-
-def _totals(result: TrainResult) -> dict[str, Any]:
-    return {
-        "num_steps": result.num_steps,
-        "num_tokens_seen": result.num_tokens_seen,
-        "num_skipped": result.num_skipped,
-        "held_out_loss": result.held_out_loss,
-    }
-
-
-def _shape(folder: Path) -> dict[str, Any]:
-    from .checkpoint.names import find_stack
-    from .checkpoint.reader import open_checkpoint
-
-    checkpoint = open_checkpoint(folder)
-    stack = find_stack(checkpoint.tensors, checkpoint.config)
-    return {"num_layers": stack.num_layers, "num_parameters": checkpoint.num_parameters}
-
-
-def _refuse_quantised(folder: Path) -> None:
-    from .checkpoint.reader import read_config
-
-    if read_config(folder).get("quantization_config"):
-        raise CheckpointError(
-            f"{folder} holds quantised weights, which cannot be trained",
-            next_step="train the model they were made from",
-        )
 
 
 def _write_json(path: Path, value: Any) -> None:
