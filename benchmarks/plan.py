@@ -2,9 +2,9 @@
 
     python benchmarks/plan.py --json docs/results/plan.json
 
-Each model is built and trained for two steps in a process of its own, with depthup's objective and optimizer: exact sums
-of weights, gradients and moments, the storages that autograd keeps (saved-tensor hooks), and how far the process's
-resident memory rises in the second step.
+Each model is built and trained for two steps in a process of its own, with depthup's objective and optimizer: exact
+sums of weights, gradients and moments, the storages that autograd keeps (saved-tensor hooks), and the peak of the
+process's resident memory in the second step.
 """
 
 from __future__ import annotations
