@@ -2,8 +2,9 @@
 
     python benchmarks/plan.py --json docs/results/plan.json
 
-Each model is built and trained for one step in a process of its own: exact sums of weights, gradients and moments, the
-storages that autograd keeps (saved-tensor hooks), and how far the process's resident memory rises.
+Each model is built and trained for two steps in a process of its own, with depthup's objective and optimizer: exact
+sums of weights, gradients and moments, the storages that autograd keeps (saved-tensor hooks), and the peak of the
+process's resident memory in the second step.
 """
 
 from __future__ import annotations
@@ -35,15 +36,14 @@ MODELS = {
 
 def planned(config: dict[str, Any], rows: int, row_tokens: int) -> dict[str, float]:
     """Bytes by item, as the plan counts them."""
+    from depthup.planning.compute import ALL
     from depthup.planning.memory import Layout, memory
     from depthup.planning.shapes import shape_from_config
-    from depthup.planning.workload import training
+    from depthup.planning.workload import Workload
 
-    work = training(
-        "t", "pretrain", shape_from_config(config), num_steps=1, rows_per_step=rows, row_tokens=row_tokens,
-        micro_batch_rows=rows,
-    )  # fmt: skip
-    return {item.name: item.num_bytes for item in memory(work, Layout(1, "eager", is_processor=True))}
+    shape = shape_from_config(config)
+    work = Workload("t", "pretrain", shape, ALL, row_tokens, rows_per_step=rows, micro_batch_rows=rows, num_steps=1)
+    return {item.name: item.num_bytes for item in memory(work, Layout(1, is_processor=True))}
 
 
 def measured(config: dict[str, Any], rows: int, row_tokens: int) -> dict[str, float]:
@@ -53,13 +53,16 @@ def measured(config: dict[str, Any], rows: int, row_tokens: int) -> dict[str, fl
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from depthup.data.packing import Batch
-    from depthup.training.objectives import causal_lm
+    from depthup.training.heads import choose_head
+    from depthup.training.objectives import CausalLM
+    from depthup.training.optimizers import make_optimizer
 
     torch.set_num_threads(1)
     before = _resident("VmRSS")
     fields = {key: value for key, value in config.items() if key != "model_type"}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **fields)).train()
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    objective = CausalLM(choose_head(model))
+    optimizer = make_optimizer(model, weight_decay=0.1, betas=(0.9, 0.95))
     ids = np.random.default_rng(0).integers(0, config["vocab_size"], (rows, row_tokens + 1))
     places = np.tile(np.arange(row_tokens), (rows, 1))
     batch = Batch(ids[:, :-1], ids[:, 1:], places)
@@ -76,22 +79,21 @@ def measured(config: dict[str, Any], rows: int, row_tokens: int) -> dict[str, fl
         optimizer.zero_grad()
         if count:
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                loss = causal_lm(model, batch).loss
+                loss = objective(model, batch).loss
         else:
-            loss = causal_lm(model, batch).loss
+            loss = objective(model, batch).loss
         loss.backward()
         optimizer.step()
 
     step(count=True)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     step(count=False)
-    logits = 4 * rows * row_tokens * config["vocab_size"]
     moments = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
     return {
         "weights": sum(parameter.nbytes for parameter in model.parameters()),
         "gradients": sum(parameter.grad.nbytes for parameter in model.parameters() if parameter.grad is not None),
         "optimizer moments": sum(moment.nbytes for moment in moments),
-        "activations": sum(kept.values()) - logits,  # the log-probabilities of the loss are counted as logits
+        "activations": sum(kept.values()),
         "process": _resident("VmHWM"),
         "process before the model": before,
     }

@@ -18,6 +18,7 @@ from depthup.conversion.gguf_header import read_config_of
 from depthup.conversion.random import write_random
 from depthup.costs import SHAPES
 from depthup.errors import CheckpointError
+from depthup.planning.compute import Trainable
 from depthup.planning.hardware import DEVICES
 from depthup.planning.shapes import shape_from_config, shape_of
 from depthup.recipe import STAGE_KINDS, load_recipe
@@ -117,17 +118,50 @@ def test_planning_loads_no_torch(recipe: Path) -> None:
     assert done.stdout.endswith("heavy: set()\n")
 
 
-@pytest.mark.parametrize("rows", [1, 4])
-def test_the_example_of_the_docs_is_what_the_command_prints(rows: int, tmp_path: Path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_example_of_the_docs_is_what_the_command_prints(fits: bool, tmp_path: Path, monkeypatch, capsys) -> None:
+    if "compile" not in STAGE_KINDS["pretrain"].model_fields:
+        pytest.skip("recipes of this version cannot say how a stage is laid out")
     page = (REPOSITORY / "docs/plan.md").read_text()
     (tmp_path / "mistral-7b").mkdir()
     (tmp_path / "mistral-7b/config.json").write_text(json.dumps(SHAPES["mistral-7b"]))
     text = page.partition("```yaml\n")[2].partition("```")[0]
-    (tmp_path / "my.yaml").write_text(text.replace("micro_batch_rows: 1", f"micro_batch_rows: {rows}"))
+    if not fits:
+        text = text.replace("micro_batch_rows: 2", "micro_batch_rows: 4").replace("selective", "none")
+    (tmp_path / "my.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    assert main(["plan", "my.yaml", "--hardware", "8xh100", "--nodes", "4"]) == (0 if rows == 1 else 1)
+    assert main(["plan", "my.yaml", "--hardware", "8xh100", "--nodes", "4"]) == (0 if fits else 1)
     said = capsys.readouterr().out
-    assert (said if rows == 1 else said[said.index("trained does not fit") :]) in page
+    assert (said if fits else said[said.index("trained does not fit") :]) in page
+
+
+TRAINING = """
+name: trained
+data:
+  docs: {source: installed-docs}
+stages:
+  target: {kind: upscale, base: BASE, layers: "0-4,2-6"}
+  new: {kind: pretrain, model: target, data: docs, steps: 4, rows_per_step: 8, learning_rate: 1e-5, compile: true,
+        recompute: full, precision: bfloat16, shard_ranks: 2, num_states: 3,
+        rates: {original: {factor: 0}, seam: {factor: 0}, outside: {factor: 0}}}
+  chat: {kind: sft, model: new, data: docs, epochs: 2, rows_per_step: 8, learning_rate: 1e-5, lora: {rank: 4}}
+  liked: {kind: sdpo, model: chat, data: docs, steps: 3, chunks: 2, pairs_per_step: 8, max_tokens: 50,
+          learning_rate: 1e-6, eval_pairs: 10}
+"""
+
+
+def test_what_training_stages_say_arrives(base, tmp_path: Path) -> None:
+    if "sdpo" not in STAGE_KINDS:
+        pytest.skip("this version has no preferences")
+    (tmp_path / "recipe.yaml").write_text(TRAINING.replace("BASE", str(base("llama"))))
+    _, new, chat, first, second = workloads(load_recipe(tmp_path))
+    assert new.trainable == Trainable(frozenset({5, 6, 7}), outside=False)  # 2-4, which stand twice
+    said = (new.compiled, new.recompute, new.precision, new.shard_ranks, new.num_states)
+    assert said == (True, "full", "bfloat16", 2, 3)
+    assert (chat.trainable, chat.num_steps) == (Trainable(lora_rank=4), None)
+    assert (first.stage, second.stage) == ("liked 1/2", "liked 2/2")
+    assert (first.num_tokens, first.forward_share, first.at_most) == (3 * 8 * 100, 1, True)
+    assert first.forward_tokens == 2 * 10 * 100
 
 
 def test_the_docs_have_the_peak_of_every_device() -> None:

@@ -242,6 +242,9 @@ def advice(found: Estimate, device: Device) -> list[str]:
             tell(f"lora: {{rank: {_LORA_RANK}}}, which trains other things", lora)
     elif work.micro_batch_rows > 1:
         tell(f"micro_batch_rows: 1 (now {work.micro_batch_rows})", replace(work, micro_batch_rows=1))
+    if work.trainable is not None and not any(line.endswith(", fits") for line in lines):
+        tell("micro_batch_rows: 1, recompute: full and precision: bfloat16 together",
+             replace(work, micro_batch_rows=1, recompute="full", precision="bfloat16"))  # fmt: skip
     least = replace(work, micro_batch_rows=1, recompute="full")
     for said, changed in (("as it is", work), ("with micro_batch_rows: 1 and recompute: full", least)):
         number = smallest_number(changed, device) if work.trainable is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from depthup.planning.compute import ALL, Trainable, trained_parameters
 from depthup.planning.memory import Layout, activation_elements, memory
 from depthup.planning.shapes import ModelShape, published_shape, shape_from_config
 from depthup.planning.workload import Workload
+from depthup.training.parallel import alone, lay_out
 
 SHAPE = {
     "hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16,
@@ -35,8 +37,8 @@ ALONE = Layout(1, is_processor=True)
 ON_GPU = Layout(1)
 
 
-def build(family: str, dtype: torch.dtype = torch.float32) -> tuple[Any, ModelShape]:
-    config = AutoConfig.for_model(family, **FAMILIES[family])
+def build(family: str, dtype: torch.dtype = torch.float32, num_layers: int = 4) -> tuple[Any, ModelShape]:
+    config = AutoConfig.for_model(family, **{**FAMILIES[family], "num_hidden_layers": num_layers})
     config._attn_implementation = "sdpa"
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config).to(dtype).train(), shape_from_config(config.to_dict())
@@ -76,6 +78,30 @@ def test_activations_of_compiled_layers_are_what_the_partitioner_keeps(family: s
     for layer in model.base_model.h if family == "gpt2" else model.base_model.layers:
         layer.compile(backend="aot_eager_decomp_partition")
     assert activation_elements(shape, "compiled") == pytest.approx(kept_elements(model), rel=0.15)
+
+
+def alive_elements(family: str, recompute: Any, num_layers: int) -> tuple[float, int]:
+    """Numbers for each token in all tensors that Python knows after a forward pass, those of parameters left out; and
+    the plan's, without the one layer that the backward pass has again."""
+    model, shape = build(family, num_layers=num_layers)
+    lay_out(model, alone(), recompute=recompute)
+    before = {id(found) for found in gc.get_objects() if type(found) is torch.Tensor}
+    ids = pico.tokens(ROW_TOKENS, ROWS)
+    places = torch.arange(ROW_TOKENS).repeat(ROWS, 1)
+    out = model.base_model(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state
+    found = [found for found in gc.get_objects() if type(found) is torch.Tensor and id(found) not in before]
+    alive = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found}
+    assert out.requires_grad
+    again = activation_elements(shape, "eager", "none", 4) - 3 * shape.hidden
+    planned = activation_elements(shape, "eager", recompute, 4) - again // num_layers
+    return sum(alive.values()) / ids.numel() / 4, planned
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_each_layer_more_keeps_what_recomputation_leaves(family: str, recompute: str) -> None:
+    few, many = (alive_elements(family, recompute, num_layers) for num_layers in (2, 6))
+    assert many[1] - few[1] == pytest.approx(many[0] - few[0], rel=0.15)
 
 
 def items(work: Workload, layout: Layout) -> dict[str, float]:
