@@ -6,6 +6,7 @@ import contextlib
 import copy
 import functools
 import importlib.util
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -255,6 +256,24 @@ def merge_lora(model: Any) -> Model:
     """The model with its adapters added to its weights."""
     merged: Model = model.merge_and_unload()
     return merged
+
+
+def save_chat_template(folder: Path, template: str) -> None:
+    """Give the tokenizer of a checkpoint folder a chat template (Jinja)."""
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(folder)
+
+
+def stop_at(folder: Path, token: int) -> None:
+    """Add a token to those at which generation from a checkpoint folder ends."""
+    path = folder / "generation_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    ends = config.get("eos_token_id")
+    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if token not in known:
+        write_json(path, {**config, "eos_token_id": [*known, token] if known else token})
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:

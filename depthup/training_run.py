@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import CheckpointError, RecipeError
 from .files import require_space
 from .stage_data import Job
-from .stage_settings import PreferenceStage, SftStage, TrainingStage
+from .stage_settings import PreferenceStage, PretrainStage, SftStage, TrainingStage
 
 if TYPE_CHECKING:  # torch is loaded when a stage runs
     from .models import Model, Tokenizer
@@ -153,9 +153,23 @@ def export(job: Job, folder: Path, start: Start) -> None:
         model = merge_lora(model)
     export_model(model, start.source, folder)
     carry(start.source, folder)
+    if not isinstance(job.stage, PretrainStage):
+        _speak(folder, start, job.stage.template)
     shutil.rmtree(folder / "state", ignore_errors=True)
     if job.world is not None:
         job.world.wait()
+
+
+def _speak(folder: Path, start: Start, template: str) -> None:
+    """Let whoever loads the checkpoint speak to it as it was trained: its chat template, and where a turn ends."""
+    from .data.chat import OWN, chat_encoder
+    from .data.templates import TEMPLATES
+    from .models import save_chat_template, stop_at
+
+    if template != OWN:
+        bos, eos = start.tokenizer.bos_token, start.tokenizer.eos_token
+        save_chat_template(folder, TEMPLATES[template].with_eos(str(eos)).jinja(str(bos or "")))
+    stop_at(folder, chat_encoder(start.tokenizer, template).end_of_turn)
 
 
 def num_steps_of(stage: SftStage | PreferenceStage, num_rows: int, rows_per_step: int) -> int:
