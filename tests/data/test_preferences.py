@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import trl.data_utils
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from depthup.data.conversations import Message
 from depthup.data.preferences import Dropped, PreferencePair, pair_of, read_pairs, select_pairs
@@ -118,6 +120,38 @@ def test_rows_of_no_known_spelling_are_errors_that_name_the_row(row: Any, messag
     with pytest.raises(DataError, match="row 1 of set") as error:
         read(row)
     assert message in str(error.value)
+
+
+WORDS = st.sampled_from(
+    ["", "Why?", "Yes", "\n\nHuman: Why?", "\n\nHuman: Why?\n\nAssistant: No", "\ud800", "\n\nAssistant:"]
+)
+TURN = st.fixed_dictionaries(
+    {}, optional={"role": st.sampled_from(["user", "assistant", "system", "tool", "x"]), "content": WORDS | st.none(),
+                  "from": st.sampled_from(["human", "gpt", 3]), "value": WORDS, "response": WORDS,
+                  "score": st.integers() | st.floats() | WORDS},
+)  # fmt: skip
+VALUE = (
+    WORDS | TURN | st.lists(TURN | WORDS, max_size=4) | st.none() | st.integers() | st.lists(st.integers(), max_size=3)
+)
+KEYS = ("prompt", "messages", "conversations", "question", "instruction", "input", "system",
+        "responses", "completions", "scores", "score_chosen", "score_rejected")  # fmt: skip
+
+
+ROW = st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, VALUE))
+ANSWERS = st.fixed_dictionaries({"chosen": VALUE, "rejected": VALUE}, optional=dict.fromkeys(KEYS, VALUE))
+
+
+@given(ANSWERS | ROW, st.none() | st.floats(0, 3))
+@settings(max_examples=200, deadline=None)
+def test_whatever_a_row_holds_it_is_a_pair_or_dropped_or_an_error_that_names_it(row: Any, min_margin: Any) -> None:
+    try:
+        found = read(row, min_margin)
+    except DataError as error:
+        assert "row 1 of set" in str(error)
+        return
+    if isinstance(found, PreferencePair):
+        assert found.prompt and found.prompt[-1].role != "assistant"
+        assert found.chosen.strip() and found.rejected.strip() and found.chosen.strip() != found.rejected.strip()
 
 
 # file -> (rows, pairs, what was dropped)
