@@ -1,4 +1,4 @@
-"""Promise of the kernels: the head's loss and attention within documents take less time and less memory.
+"""Promise of the kernels: the head's loss takes less memory and no more time, attention within documents less time.
 
 Loss: each back end beside full logits, forward and backward, at SmolLM2-135M's head. Attention: transformers' dense
 document mask beside ours, through one attention layer's call, on packed rows. Each case runs in a process of its own;

@@ -3,6 +3,10 @@
 transformers keeps packed documents apart by a dense mask, which rules out flash attention. Here its attention
 interface gets a function of ours under the name :data:`NAME`. On CUDA in half precision it is torch's variable-length
 flash attention, on CPU one causal call for each document, elsewhere the dense mask again; the results are equal.
+
+Under :data:`NAME` the model is handed a note in place of a mask. So transformers builds none, and does not look into
+the position ids whether it should, for which the host would wait for the device. Under :data:`PROVING` it is handed
+nothing and our mask function writes the note, with the layer's window on it; the two are compared.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from ..errors import TrainingError
 from ..models import attention_interfaces
 
 NAME = "depthup_varlen"
+PROVING = "depthup_varlen_proving"
 _MIN_DOCUMENTS = 64
 _flash: Callable[..., Any] = varlen_attn
 _PARAMETERS = frozenset(inspect.signature(varlen_attn).parameters)  # 2.11: no enable_gqa; 2.10: no window either
@@ -57,19 +62,33 @@ def _power_of_two(number: int) -> int:
 
 
 def register() -> None:
-    """Make the function known to transformers, as ``attn_implementation`` :data:`NAME`."""
+    """Make the function known to transformers, as ``attn_implementation`` :data:`NAME` and :data:`PROVING`."""
     functions, masks = attention_interfaces()
-    functions.register(NAME, attend)
-    masks.register(NAME, _mask)
+    for name in (NAME, PROVING):
+        functions.register(name, attend)
+        masks.register(name, _mask)
 
 
-def is_used(model: nn.Module) -> bool:
-    """Whether a model of transformers (or of peft around one) computes its attention here."""
-    return getattr(getattr(model, "config", None), "_attn_implementation", None) == NAME
+def implementation(model: nn.Module) -> str | None:
+    """The ``attn_implementation`` of a model of transformers, or of peft around one; None for any other."""
+    name: str | None = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return name
+
+
+def borders_of(model: nn.Module, position_ids: NDArray[np.int64], device: torch.device) -> dict[str, Any]:
+    """What a model that computes its attention here is called with besides; nothing for other models."""
+    name = implementation(model)
+    if name not in (NAME, PROVING):
+        return {}
+    borders, longest = document_borders(position_ids)
+    ends = torch.from_numpy(borders).to(device, non_blocking=True)
+    found = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+    note = torch.empty((0, 1, 1, 1), dtype=torch.bool, device=device)
+    return found | ({"attention_mask": note} if name == NAME else {})
 
 
 def _mask(**options: Any) -> Tensor | None:
-    """What transformers hands to each layer as its mask, made once a forward pass.
+    """What transformers hands to each layer as its mask where it is handed none, made once a forward pass.
 
     For rows of whole documents it is a note of no element, of shape [0, window] (window 0: none), which says that the
     borders of documents do the work. Whatever else is asked for (padding, a cache, a mask of the model's own) gets the
@@ -106,7 +125,7 @@ def attend(
         query: [num_rows, num_heads, row_tokens, head_dim].
         key: [num_rows, num_key_value_heads, row_tokens, head_dim].
         value: As ``key``.
-        attention_mask: What :func:`_mask` made.
+        attention_mask: A note of no element, or a mask for torch's attention.
         dropout: Of attention weights.
         scaling: Of the products; ``head_dim ** -0.5`` if None.
         sliding_window: Tokens that a token sees, itself included; None for all.
@@ -143,9 +162,9 @@ def attend(
 
 
 def _require_known(note: Tensor | None, window: int | None, dropout: float, options: dict[str, Any]) -> None:
-    """Raise :class:`TrainingError` if a layer wants more than :func:`attend` computes."""
+    """Raise :class:`TrainingError` if a layer wants more than :func:`attend` computes, or its mask and it differ."""
     wanted = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
-    if note is not None and (note.shape[1] or None) != window:
+    if note is not None and note.dim() == 2 and (note.shape[1] or None) != window:
         wanted.append(f"a window of {note.shape[1]}, {window} in the layer")
     if note is not None and dropout:
         wanted.append(f"dropout {dropout}")

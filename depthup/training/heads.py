@@ -178,16 +178,12 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     :mod:`~depthup.training.attention`, the borders of documents go along.
     """
     device = next(model.parameters()).device
-    inputs: dict[str, Any] = {
+    return {
         "input_ids": _moved(batch.input_ids, device),
         "position_ids": _moved(batch.position_ids, device),
         "use_cache": False,
+        **attention.borders_of(model, batch.position_ids, device),
     }
-    if attention.is_used(model):
-        borders, longest = attention.document_borders(batch.position_ids)
-        ends = _moved(borders, device)
-        inputs |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
-    return inputs
 
 
 def _targets(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

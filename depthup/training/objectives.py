@@ -79,31 +79,35 @@ def require_document_mask(model: nn.Module) -> None:
 def choose_attention(model: nn.Module) -> str:
     """Let a model's attention run within documents, without a dense mask, where that gives what it gave before.
 
-    Tried are rows of several documents and of one, longer than short windows, against the model's own attention. Call
-    it under the autocast that training will use, so that the kernel tried is the kernel used.
+    Tried are rows of several documents and of one, longer than short windows, against the model's own attention: first
+    with the masks that transformers asks for, which name each layer's window, then without. Call it under the autocast
+    that training will use, so that the kernel tried is the kernel used.
 
     Returns:
         The model's ``attn_implementation`` from now on: :data:`~depthup.training.attention.NAME`, or what it was
         ('sdpa' is the only one that is replaced).
     """
-    before: str = model.config._attn_implementation  # type: ignore[union-attr, assignment]
+    before = attention.implementation(model)
     if before != "sdpa":
-        return before
+        return before or ""
     samples = [_sample([3, 40, 1, 21]), _sample([65])]
     wanted = [_eval_loss(model, sample) for sample in samples]
     attention.register()
     with quiet_transformers():
-        model.set_attn_implementation(attention.NAME)  # type: ignore[operator]
-        try:
-            same = attention.is_used(model) and all(
-                math.isclose(_eval_loss(model, sample), loss, rel_tol=_tolerance(model))
-                for sample, loss in zip(samples, wanted, strict=True)
-            )
-        except TrainingError:  # a cap, sinks, a window that differs: its message is for those who call it themselves
-            same = False
-        if not same:
-            model.set_attn_implementation(before)  # type: ignore[operator]
-    return attention.NAME if same else before
+        for name in (attention.PROVING, attention.NAME):
+            model.set_attn_implementation(name)  # type: ignore[operator]
+            if attention.implementation(model) != name or not _gives(model, samples, wanted):
+                model.set_attn_implementation(before)  # type: ignore[operator]
+                break
+    return attention.implementation(model) or ""
+
+
+def _gives(model: nn.Module, samples: list[Batch], wanted: list[float]) -> bool:
+    try:
+        losses = [_eval_loss(model, sample) for sample in samples]
+    except (TrainingError, RuntimeError, ValueError, IndexError, TypeError):
+        return False  # a cap, sinks, a window that differs; or the model's own code looks into its mask
+    return all(math.isclose(*pair, rel_tol=_tolerance(model)) for pair in zip(losses, wanted, strict=True))
 
 
 def _columns(batch: Batch, part: slice) -> Batch:

@@ -10,6 +10,7 @@ import pico
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 
 from depthup.data.packing import Batch, pack
 from depthup.data.tokens import TokenizedDocuments
@@ -164,6 +165,24 @@ def test_packed_rows_without_their_borders_are_refused() -> None:
     del inputs["cu_seq_lens_q"]
     with pytest.raises(TrainingError, match="not told where documents begin"):
         model(**inputs)
+    del inputs["attention_mask"]
+    with pytest.raises(TrainingError, match="not told where documents begin"):
+        model(**inputs)
+
+
+def test_no_mask_is_made_and_no_position_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each look at the position ids would be a wait for the device."""
+    model, batch = pico.model("mistral", num_layers=2), batch_of_documents()
+    choose_attention(model)
+
+    def looked_at(*arguments: Any) -> None:
+        raise AssertionError("transformers looked at the position ids")
+
+    monkeypatch.setattr(transformers.masking_utils, "find_packed_sequence_indices", looked_at)
+    assert torch.isfinite(causal_lm(model, batch).loss)
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(AssertionError, match="looked at"):
+        causal_lm(model, batch)
 
 
 def test_dropout_of_attention_is_refused() -> None:
