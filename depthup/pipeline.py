@@ -3,9 +3,11 @@ without the run."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,10 +19,14 @@ from .artifacts.record import Record
 from .artifacts.store import Store
 from .checkpoint.remote import local_folder
 from .errors import CheckpointError, RecipeError, nearest
-from .recipe import EvaluateStage, Recipe, ReportStage, Stage
-from .stages import KINDS, Job, identity
+from .files import partial_path
+from .recipe import Recipe
+from .stage_data import Job
+from .stage_settings import EvaluateStage, ReportStage, Stage
+from .stages import KINDS, identity
 
 State = Literal["cached", "stale", "missing", "partial"]
+_POLL_SECONDS = 0.2
 _TOOLS = ("torch", "transformers", "tokenizers", "numpy")
 
 
@@ -137,6 +143,29 @@ def run(
         raise RecipeError(
             f"no stage is called '{only}'{nearest(only, recipe.stages)}", allowed=", ".join(recipe.stages)
         )
+    with _world(device) as world:
+        return _walk(recipe, store, only, device, progress, tell, world)
+
+
+@contextlib.contextmanager
+def _world(device: str) -> Iterator[Any]:
+    """The ranks that a launcher started (torchrun, Slurm); None, and torch is not loaded yet, for a process alone."""
+    if "WORLD_SIZE" not in os.environ:
+        yield None
+        return
+    from .models import resolve_device
+    from .training.parallel import open_world
+
+    with open_world(resolve_device(device)) as world:
+        yield world if world.size > 1 else None
+
+
+def _walk(
+    recipe: Recipe, store: Store, only: str | None, device: str, progress: bool, tell: Callable[[str], object],
+    world: Any,
+) -> dict[str, Node]:  # fmt: skip
+    if world is not None and not world.is_first:
+        return _follow(recipe, store, only, device, world)
     nodes = survey(recipe, store, download=True)
     total = len(nodes)
     for number, name in enumerate(nodes, 1):
@@ -147,7 +176,7 @@ def run(
         if node.record is None:
             note = {"stale": f" ({node.reason})", "partial": " (goes on)"}.get(node.state, "")
             tell(f"{head} running{note}")
-            node = _make(node, nodes, recipe, store, device, progress)
+            node = _make(node, nodes, recipe, store, device, progress, world)
             nodes[name] = node
             assert node.record is not None
             tell(f"{head} done in {_duration(node.record.circumstance['seconds'])}: {node.folder}")
@@ -157,21 +186,38 @@ def run(
     return nodes
 
 
-def _make(node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, device: str, progress: bool) -> Node:
-    folders = {
-        source: nodes[source].folder if source in nodes else local_folder(source) for source in node.stage.inputs()
-    }
-    records = {name: other.record for name, other in nodes.items() if other.record is not None}
-    for source in node.stage.inputs():
-        if source in nodes and source not in records:
-            raise RecipeError(f"stage '{node.name}' needs '{source}', which is {nodes[source].state}",
-                              next_step="run the whole recipe with `depthup run`")  # fmt: skip
-    job = Job(node.name, node.stage, recipe, folders, records, store, device, progress)
-    kind = KINDS[node.stage.kind]
-    if kind.computes:
-        from .models import resolve_device
+def _follow(recipe: Recipe, store: Store, only: str | None, device: str, world: Any) -> dict[str, Node]:
+    """What the other ranks do: work along where a stage is made by all, wait for the first rank elsewhere."""
+    for name in recipe.stages:
+        nodes = survey(recipe, store)
+        node, kind, is_done = nodes[name], KINDS[recipe.stages[name].kind], only not in (None, name)
+        while not is_done and store.find(name, node.fingerprint) is None:
+            folder = partial_path(node.folder)
+            if kind.distributed and folder.is_dir():
+                kind.run(_job(node, nodes, recipe, store, device, False, world), folder)
+                kind = replace(kind, distributed=False)  # once; then wait until it is published
+            time.sleep(_POLL_SECONDS)
+    return survey(recipe, store)
 
-        job = replace(job, device=resolve_device(device))
+
+def prepare(recipe: Recipe, store: Store, name: str, device: str = "cpu") -> Job:
+    """A stage as it would be run, to look at: what it comes from must be made.
+
+    Raises:
+        RecipeError: There is no such stage, or something before it is not made.
+    """
+    if name not in recipe.stages:
+        raise RecipeError(
+            f"no stage is called '{name}'{nearest(name, recipe.stages)}", allowed=", ".join(recipe.stages)
+        )
+    nodes = survey(recipe, store)
+    return _job(nodes[name], nodes, recipe, store, device, False, None)
+
+
+def _make(
+    node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, device: str, progress: bool, world: Any
+) -> Node:
+    kind, job = KINDS[node.stage.kind], _job(node, nodes, recipe, store, device, progress, world)
     with store.making(node.name, node.fingerprint, keep_partial=kind.resumable) as folder:
         started = time.perf_counter()
         results = kind.run(job, folder)
@@ -186,6 +232,28 @@ def _make(node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, devi
         )
         record.write(folder)
     return Node(node.name, node.stage, node.identity, node.fingerprint, "cached", "", node.folder, record)
+
+
+def _job(
+    node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, device: str, progress: bool, world: Any
+) -> Job:
+    folders = {
+        source: nodes[source].folder if source in nodes else local_folder(source) for source in node.stage.inputs()
+    }
+    records = {name: other.record for name, other in nodes.items() if other.record is not None}
+    for source in node.stage.inputs():
+        if source in nodes and source not in records:
+            raise RecipeError(f"stage '{node.name}' needs '{source}', which is {nodes[source].state}",
+                              next_step="run the whole recipe with `depthup run`")  # fmt: skip
+    job = Job(node.name, node.stage, recipe, folders, records, store, device, progress)
+    kind = KINDS[node.stage.kind]
+    if kind.computes:
+        from .models import resolve_device
+
+        job = replace(job, device=resolve_device(device))
+    if world is None or not kind.distributed:
+        return job
+    return replace(job, world=world.grouped(getattr(node.stage, "shard_ranks", None)))
 
 
 def _versions() -> dict[str, str]:

@@ -5,210 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from .errors import RecipeError, nearest
+from .stage_settings import DATA_KINDS, STAGE_KINDS, DataSettings, MixtureData, Settings, Stage
 
 RECIPE_NAME = "recipe.yaml"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _circumstance(default: int, minimum: int, description: str) -> Any:
-    """A setting that changes speed or memory but not the result: it is not part of the fingerprint."""
-    return Field(default, ge=minimum, description=description, json_schema_extra={"circumstance": True})
-
-
-# -- data -------------------------------------------------------------------------------------------------------------
-
-
-class _Data(_Settings):
-    held_out: float = Field(0.1, gt=0, lt=1, description="Share of documents that is held out, chosen by hash.")
-    max_documents: int | None = Field(None, gt=0, description="Use at most so many documents of each side.")
-
-
-class InstalledDocsData(_Data):
-    """Documentation that Python and installed packages carry: real text on every machine, without a network."""
-
-    source: Literal["installed-docs"]
-    packages: tuple[str, ...] = Field(
-        ("python",),
-        min_length=1,
-        description="`python` is the language reference, `stdlib` the standard library's docstrings, any other name"
-        " the docstrings of that package.",
-    )
-    min_characters: int = Field(400, ge=0, description="Shorter docstrings are left out.")
-
-
-class FilesData(_Data):
-    """Local files: .jsonl, .json, .txt (each also with .gz), .parquet, or folders of them."""
-
-    source: Literal["files"]
-    paths: tuple[str, ...] = Field(min_length=1, description="Files or folders, relative to the working folder.")
-    field: str = Field("text", description="The row's field that holds the text.")
-
-
-class HubData(_Data):
-    """A data set by its name on the Hugging Face Hub, streamed."""
-
-    source: Literal["hub"]
-    name: str = Field(description="As in `HuggingFaceFW/fineweb-edu`.")
-    config: str | None = Field(None, description="The data set's configuration.")
-    split: str = Field("train", description="The data set's split.")
-    field: str = Field("text", description="The column that holds the text.")
-    revision: str | None = Field(None, description="A commit, so that the text cannot change.")
-
-
-DataSettings = Annotated[Union[InstalledDocsData, FilesData, HubData], Field(discriminator="source")]  # noqa: UP007
-DATA_KINDS: dict[str, type[_Data]] = {"installed-docs": InstalledDocsData, "files": FilesData, "hub": HubData}
-
-
-# -- stages -----------------------------------------------------------------------------------------------------------
-
-
-class _Stage(_Settings):
-    kind: str
-    INPUTS: ClassVar[tuple[str, ...]] = ()  # the settings that name other stages, or checkpoint folders
-
-    @classmethod
-    def circumstances(cls) -> set[str]:
-        """Names of the settings that are no part of the result's identity."""
-        return {
-            name
-            for name, field in cls.model_fields.items()
-            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("circumstance")
-        }
-
-    def inputs(self) -> tuple[str, ...]:
-        """Every stage or folder that this stage reads."""
-        named: list[str] = []
-        for key in self.INPUTS:
-            value = getattr(self, key)
-            named += [value] if isinstance(value, str) else list(value or ())
-        return tuple(named)
-
-
-class RandomModel(_Settings):
-    """A random tiny model of the Llama architecture, one token a byte: to try a recipe in seconds."""
-
-    num_layers: int = Field(8, gt=0, description="Depth.")
-    hidden_size: int = Field(64, ge=16, multiple_of=16, description="Width.")
-
-
-class ImportStage(_Stage):
-    """A GGUF file, or a random tiny model, becomes a checkpoint folder. Give `gguf` or `random`."""
-
-    kind: Literal["import"]
-    gguf: str | None = Field(
-        None, description="Path of the file; `package:NAME/FILE` is a file inside an installed package."
-    )
-    random: RandomModel | None = Field(None, description="`num_layers` and `hidden_size` of a random model.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of the weights; `auto` is the narrowest that holds every value exactly."
-    )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> ImportStage:
-        if (self.gguf is None) == (self.random is None):
-            raise ValueError("give exactly one of gguf, random")
-        if self.random is not None and self.dtype != "auto":
-            raise ValueError("dtype goes with gguf; a random model is float32")
-        return self
-
-
-class UpscaleStage(_Stage):
-    """Surgery: base checkpoint + plan -> target checkpoint. Give one of the last four settings."""
-
-    INPUTS: ClassVar[tuple[str, ...]] = ("base",)
-    kind: Literal["upscale"]
-    base: str = Field(description="Stage or checkpoint folder.")
-    remove: int | None = Field(None, ge=0, description="m: layers removed from each copy (SOLAR: 8 of 32).")
-    target_layers: int | None = Field(None, gt=0, description="s = 2 (n - m).")
-    layers: str | None = Field(None, description="The plan itself, as in `0-23,8-31`.")
-    preset: str | None = Field(None, description="A published plan: see `depthup layers --help`.")
-
-    @model_validator(mode="after")
-    def _one_plan(self) -> UpscaleStage:
-        given = [key for key in ("remove", "target_layers", "layers", "preset") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of remove, target_layers, layers, preset (given: {given or 'none'})")
-        return self
-
-
-class PretrainStage(_Stage):
-    """Continued pretraining: every weight is trained on the next token of plain text."""
-
-    INPUTS: ClassVar[tuple[str, ...]] = ("model",)
-    kind: Literal["pretrain"]
-    model: str = Field(description="Stage or checkpoint folder.")
-    data: str = Field(description="Name of an entry under `data:`.")
-    steps: int = Field(gt=0, description="Optimiser updates.")
-    rows_per_step: int = Field(gt=0, description="Rows in a global batch.")
-    row_tokens: int = Field(2048, ge=2, description="Tokens in a row.")
-    document_mask: bool = Field(True, description="Keep documents in a row from seeing one another.")
-    learning_rate: float = Field(gt=0, description="Peak rate.")
-    schedule: Literal["cosine", "wsd", "linear", "constant"] = Field("cosine", description="Shape after the warmup.")
-    warmup_steps: int = Field(0, ge=0, description="Steps of linear warmup.")
-    decay_share: float = Field(0.2, gt=0, le=1, description="Share of the steps in which `wsd` decays.")
-    final_factor: float = Field(0.0, ge=0, le=1, description="The last rate as a share of the peak.")
-    weight_decay: float = Field(0.1, ge=0, description="AdamW's, on matrices only.")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.95), description="AdamW's."
-    )
-    clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
-    eval_every: int = Field(0, ge=0, description="Steps between held-out losses; 0: at start and end only.")
-    eval_tokens: int = Field(8192, gt=0, description="Held-out tokens that are measured.")
-    micro_batch_rows: int = _circumstance(4, 1, "Rows in one forward pass: memory and speed, not the result.")
-    checkpoint_every: int = _circumstance(
-        0, 0, "Steps between saved states, the last step included; 0: when interrupted only."
-    )
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> PretrainStage:
-        if self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps = {self.warmup_steps} leaves none of steps = {self.steps}")
-        return self
-
-
-class EvaluateStage(_Stage):
-    """Held-out loss of a checkpoint, and what it writes to some prompts."""
-
-    INPUTS: ClassVar[tuple[str, ...]] = ("model",)
-    kind: Literal["evaluate"]
-    model: str = Field(description="Stage or checkpoint folder.")
-    data: str = Field(description="Name of an entry under `data:`.")
-    tokens: int = Field(8192, gt=0, description="Held-out tokens that are measured.")
-    row_tokens: int = Field(2048, ge=2, description="Tokens in a row.")
-    document_mask: bool = Field(True, description="Keep documents in a row from seeing one another.")
-    prompts: tuple[str, ...] = Field((), description="Texts to continue, the likeliest token each time.")
-    max_new_tokens: int = Field(48, gt=0, description="Length of each continuation.")
-    micro_batch_rows: int = _circumstance(4, 1, "Rows in one forward pass: memory and speed, not the result.")
-
-
-class ReportStage(_Stage):
-    """One self-contained HTML page: layer map, loss curve, table, generations, lineage."""
-
-    INPUTS: ClassVar[tuple[str, ...]] = ("evaluations",)
-    kind: Literal["report"]
-    title: str = Field(description="Heading of the page.")
-    evaluations: tuple[str, ...] = Field(min_length=1, description="Evaluate stages, one a row of the table.")
-    summary: str = Field("", description="One sentence below the heading.")
-    notes: tuple[str, ...] = Field((), description="What the result shows, and what it does not.")
-
-
-Stage = ImportStage | UpscaleStage | PretrainStage | EvaluateStage | ReportStage
-STAGE_KINDS: dict[str, type[Stage]] = {
-    get_args(stage.model_fields["kind"].annotation)[0]: stage for stage in get_args(Stage)
-}
-
-
-class Recipe(_Settings):
+class Recipe(Settings):
     """A whole recipe.
 
     Attributes:
@@ -220,7 +29,7 @@ class Recipe(_Settings):
 
     name: str
     seed: int = Field(0, ge=0)
-    data: dict[str, DataSettings] = {}
+    data: dict[str, DataSettings] = Field({})
     stages: dict[str, Stage]
 
 
@@ -265,6 +74,7 @@ def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
         key: _parse(_kind(entry, "source", DATA_KINDS, f"{where}: data.{key}"), entry, f"{where}: data.{key}")
         for key, entry in _mapping(value.get("data") or {}, f"{where}: data").items()
     }
+    _check_mixtures(data, where)
     stages: dict[str, Any] = {}
     for key, entry in _mapping(value["stages"], f"{where}: stages").items():
         place = f"{where}: stages.{key}"
@@ -276,6 +86,17 @@ def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
     if not stages:
         raise RecipeError(f"{where}: stages is empty", next_step="begin with recipes/quickstart/recipe.yaml")
     return _parse(Recipe, {"name": name, "seed": value.get("seed", 0), "data": data, "stages": stages}, where)
+
+
+def _check_mixtures(data: Mapping[str, Any], where: str) -> None:
+    plain = [name for name, entry in data.items() if not isinstance(entry, MixtureData)]
+    for key, entry in data.items():
+        for part in entry.parts if isinstance(entry, MixtureData) else ():
+            if part not in plain:
+                raise RecipeError(
+                    f"{where}: data.{key}.parts: no data are called '{part}'{nearest(part, plain)}",
+                    allowed=", ".join(plain) or "none: add entries under data:",
+                )
 
 
 def _check_references(stage: Stage, place: str, data: Mapping[str, Any], above: Mapping[str, Stage]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def add_verb(verbs: Any, name: str, function: Callable[..., int | None], summary: str, examples: str) -> Any:
@@ -33,21 +36,31 @@ def add_run(verbs: Any) -> None:
 examples:
   depthup run recipes/quickstart
   depthup run recipes/quickstart --store /data/runs/quickstart --device cuda
-Stopped with Ctrl-C, it goes on where it was when run again.
+  torchrun --nproc-per-node 8 -m depthup run my.yaml             docs/cluster.md has more
+Stopped with Ctrl-C, or by a launcher's SIGTERM or SIGUSR1, it goes on where it was when run again.
+exit status: 0 done, 2 bad input, 75 stopped by a launcher with the state saved, 130 stopped by Ctrl-C
 """)  # fmt: skip
     _add_recipe_options(parser)
     parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1")
     parser.add_argument("--dry-run", action="store_true", help="the same as `depthup status`")
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         _status(options)
-        return
+        return 0
+    from .errors import Stopped
     from .pipeline import outcome, run
 
-    recipe, store = _open(options)
-    print(outcome(run(recipe, store, device=options.device, progress=sys.stderr.isatty())))
+    recipe, store = open_recipe(options)
+    try:
+        nodes = run(recipe, store, device=options.device, progress=sys.stderr.isatty())
+    except Stopped as stopped:
+        print(f"stopped by {stopped} with the state saved; run again, it goes on", file=sys.stderr)
+        return STOPPED
+    if os.environ.get("RANK", "0") == "0":
+        print(outcome(nodes))
+    return 0
 
 
 def add_status(verbs: Any) -> None:
@@ -64,7 +77,7 @@ def _status(options: argparse.Namespace) -> None:
     from .files import partial_path
     from .pipeline import survey
 
-    recipe, store = _open(options)
+    recipe, store = open_recipe(options)
     nodes = survey(recipe, store)
     for name, node in nodes.items():
         note = f"  {node.reason}" if node.reason else f"  {node.folder}" if node.state == "cached" else ""
@@ -88,7 +101,7 @@ def _report(options: argparse.Namespace) -> None:
     from .errors import RecipeError
     from .pipeline import outcome, run
 
-    recipe, store = _open(options)
+    recipe, store = open_recipe(options)
     pages = [name for name, stage in recipe.stages.items() if stage.kind == "report"]
     if not pages:
         raise RecipeError(
@@ -99,7 +112,8 @@ def _report(options: argparse.Namespace) -> None:
     print(outcome(nodes))
 
 
-def _open(options: argparse.Namespace) -> tuple[Any, Any]:
+def open_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The recipe that the options name, and its store."""
     from .artifacts.store import Store
     from .recipe import load_recipe
 

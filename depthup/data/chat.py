@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, groupby
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ OWN = "tokenizer"  # the name of the tokenizer's own chat template
 NO_ANSWER, HOLDS_SPECIAL, REFUSED = "no answer", "holds a special token's text", "refused by the chat template"
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_GUARDS = ("\n", "a", "1")
+_GUARDS = ("a", "1", ".")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ChatEncoder:
         specials: Texts of the special tokens.
         special_ids: Their ids.
         guard: A text before each later piece, taken off again: some tokenizers put a space before every text.
+        guard_ids: Its ids.
         has_marks: Whether the tokenizer's own template marks the answers.
     """
 
@@ -52,14 +53,14 @@ class ChatEncoder:
     specials: tuple[str, ...]
     special_ids: frozenset[int]
     guard: str
+    guard_ids: tuple[int, ...]
     has_marks: bool
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[Encoded | str]:
         """Each conversation up to its last answer, or the reason why it is left out.
 
         Raises:
-            DataError: The template has no place for a role, no end of turn in the loss, or renders a turn differently
-                when others follow.
+            DataError: The template has no end of turn in the loss, or renders a turn differently when others follow.
         """
         made: list[Encoded | str | list[Piece]] = [self._prepare(conversation) for conversation in conversations]
         cut = [(each, conversation.name) for each, conversation in zip(made, conversations, strict=True)
@@ -82,12 +83,12 @@ class ChatEncoder:
             return NO_ANSWER
         if any(special in message.content for message in messages for special in self.specials):
             return HOLDS_SPECIAL  # as "</s>" in HTML: it would end the turn in its middle
-        if self.template is not None:
-            return self.template.pieces(messages)
         try:
+            if self.template is not None:
+                return self.template.pieces(messages)
             whole = self._render(messages)
-        except DataError:
-            return REFUSED
+        except DataError as error:
+            return f"{REFUSED}: {shown(error.problem)}"
         if self.has_marks and (marked := self._marked(messages, conversation.name)):
             return marked
         return self._by_prefixes(messages, whole, conversation.name)
@@ -173,11 +174,12 @@ class ChatEncoder:
         ]
 
     def _unguarded(self, text: str, ids: list[int]) -> list[int]:
-        for guard in (self.guard, *_GUARDS):
-            alone = self._tokenize([guard])[0]
-            ids = ids if guard == self.guard else self._tokenize([guard + text])[0]
-            if ids[: len(alone)] == alone:
-                return ids[len(alone) :]
+        if tuple(ids[: len(self.guard_ids)]) == self.guard_ids:
+            return ids[len(self.guard_ids) :]
+        for guard in _GUARDS:  # the text begins with what joins the usual one
+            alone, both = self._tokenize([guard, guard + text])
+            if both[: len(alone)] == alone:
+                return both[len(alone) :]
         raise DataError(f"the tokenizer joins {shown(text)} with whatever stands before it",
                         next_step="choose a template whose answers begin with a special token or a letter")  # fmt: skip
 
@@ -193,7 +195,7 @@ class ChatEncoder:
                 _as_dicts(messages), tokenize=False, add_generation_prompt=prompt_only
             ))  # fmt: skip
         except Exception as error:  # a template raises what it likes: roles that do not alternate, no place for system
-            raise DataError(f"the tokenizer's chat template refuses a conversation: {error}") from error
+            raise DataError(str(error)) from error
 
 
 def chat_encoder(
@@ -226,16 +228,25 @@ def chat_encoder(
     if known:  # its end of turn may be a token that the tokenizer does not call special
         special_ids |= {tokenizer.convert_tokens_to_ids(known.end_of_turn)}
         specials |= {known.end_of_turn}
+    specials = {text for text in specials if text.strip()}
+    guard = _guard(tokenizer)
     encoder = ChatEncoder(
-        tokenizer, known, turns, train_on_prompt, -1, _prefix(tokenizer), tuple(sorted(specials - {""})), special_ids,
-        _guard(tokenizer), bool(template == OWN and _GENERATION.search(str(own))),
+        tokenizer, known, turns, train_on_prompt, -1, _prefix(tokenizer), tuple(sorted(specials)), special_ids,
+        guard, tuple(tokenizer(guard, add_special_tokens=False)["input_ids"]),
+        has_marks=bool(template == OWN and _GENERATION.search(str(own))),
     )  # fmt: skip
     sample = Conversation((Message("user", "Is water wet?"), Message("assistant", "Yes, it is.")), "a sample exchange")
     (proof,) = encoder([sample])
     if isinstance(proof, str) or proof.targets is None:
-        raise DataError(f"the tokenizer's chat template refuses {sample.name}", next_step="name another template")
+        raise DataError(f"{sample.name} is {proof}", next_step="name another template")
     end = int(proof.ids[np.flatnonzero(proof.targets)[-1]])
     return replace(encoder, end_of_turn=end)
+
+
+def encoding_identity(template: str, turns: str, train_on_prompt: bool) -> dict[str, Any]:
+    """JSON that changes when the same conversations would get other tokens; the tokenizer's files are the caller's."""
+    known = asdict(TEMPLATES[template]) if template in TEMPLATES else template
+    return {"template": known, "turns": turns, "train_on_prompt": train_on_prompt}
 
 
 def _bound(template: Template, name: str, tokenizer: Any) -> Template:

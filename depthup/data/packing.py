@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,7 @@ class PairBatch(Batch):
         )
 
 
+@runtime_checkable
 class Rows(Protocol):
     """What a run reads. A step's rows are a pure function of (seed, step): a run resumes from its step alone."""
 

@@ -57,6 +57,11 @@ class PairRows:
         """Number of pairs (see above)."""
         return self.pairs.num_pairs
 
+    @property
+    def num_targets(self) -> int:
+        """Targets of all pairs: the tokens of their answers."""
+        return int(self.pairs.answer_lengths.sum())
+
     def batch_of_step(self, step: int, num_rows: int, seed: int) -> PairBatch:
         """The ``num_rows`` pairs of optimiser step ``step`` (from 0): each epoch is a new permutation of all pairs."""
         return self.batch(self.pairs_of_step(step, num_rows, seed))

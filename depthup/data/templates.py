@@ -61,7 +61,7 @@ class Template:
         context = "" if messages and messages[0].role == "system" else self._preamble()
         for message in messages:
             if message.role not in self.turns:
-                raise DataError(f"the template has no place for the role '{message.role}'",
+                raise DataError(f"no place for the role '{message.role}'",
                                 allowed=", ".join(self.turns),
                                 next_step="choose another template, or leave these conversations out")  # fmt: skip
             before, after = self.turns[message.role]

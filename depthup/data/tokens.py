@@ -179,10 +179,10 @@ def write_encoded(
 
 def open_tokens(folder: Path) -> TokenizedDocuments:
     """Open what :func:`write_encoded` wrote, without reading it into memory."""
-    tokens = np.memmap(folder / _TOKENS, dtype=np.int32, mode="r")
+    tokens = np.asarray(np.memmap(folder / _TOKENS, dtype=np.int32, mode="r"))  # slices of plain arrays cost less
     targets = None
     if (folder / _TARGETS).exists():
-        targets = np.memmap(folder / _TARGETS, dtype=np.uint8, mode="r").view(np.bool_)
+        targets = np.asarray(np.memmap(folder / _TARGETS, dtype=np.uint8, mode="r")).view(np.bool_)
     summary = json.loads((folder / _SUMMARY).read_text()) if (folder / _SUMMARY).exists() else {}
     return TokenizedDocuments(tokens, np.load(folder / _OFFSETS), targets, summary.get("left_out", {}))
 

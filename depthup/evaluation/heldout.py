@@ -42,7 +42,7 @@ def held_out_loss(
     training = model.training
     model.eval()
     total, num_tokens = 0.0, 0
-    with torch.inference_mode(), tqdm(
+    with torch.no_grad(), tqdm(
         total=rows.num_targets, desc=label, unit="tok", disable=not progress, dynamic_ncols=True, leave=False
     ) as bar:  # fmt: skip
         for batch in rows.in_order(rows_per_batch):

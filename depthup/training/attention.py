@@ -121,16 +121,8 @@ def attend(
         TrainingError: Rows hold several documents and their borders are not given, or the family's attention has
             something that this function does not compute.
     """
-    wanted = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
     noted = attention_mask is not None and attention_mask.numel() == 0
-    if noted and attention_mask is not None and (attention_mask.shape[1] or None) != sliding_window:
-        wanted.append(f"a window of {attention_mask.shape[1]}, {sliding_window} in the layer")
-    if dropout and noted:
-        wanted.append(f"dropout {dropout}")
-    if wanted:
-        raise TrainingError(
-            f"{NAME} does not compute {', '.join(wanted)}", next_step="load the model with attn_implementation 'sdpa'"
-        )
+    _require_known(attention_mask if noted else None, sliding_window, dropout, options)
     if not noted:
         found: tuple[Tensor, None] = attention_interfaces()[0]["sdpa"](
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
@@ -148,6 +140,19 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     body = _body(query)
     return body(query, key, value, cu_seq_lens_q, max_length_q, sliding_window, scale, groups).contiguous(), None
+
+
+def _require_known(note: Tensor | None, window: int | None, dropout: float, options: dict[str, Any]) -> None:
+    """Raise :class:`TrainingError` if a layer wants more than :func:`attend` computes."""
+    wanted = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    if note is not None and (note.shape[1] or None) != window:
+        wanted.append(f"a window of {note.shape[1]}, {window} in the layer")
+    if note is not None and dropout:
+        wanted.append(f"dropout {dropout}")
+    if wanted:
+        raise TrainingError(
+            f"{NAME} does not compute {', '.join(wanted)}", next_step="load the model with attn_implementation 'sdpa'"
+        )
 
 
 def _body(query: Tensor) -> Callable[..., Tensor]:

@@ -2,8 +2,9 @@
 
 The model is called as a whole, so everything that hangs on its forward pass goes on working: FSDP2 gathers what it
 shards and hears of the outputs' gradients, peft's adapters stand where they stood. Only the last matrix product is
-replaced. What a family does with its logits afterwards (a cap in Gemma 2, a factor in Cohere and Granite) would then be
-done to the loss, so :func:`choose_head` asks each model first and leaves those alone that it does not understand.
+replaced; what it would have returned is a zero, tied to the loss so that every hook on the outputs is still heard.
+What a family does with its logits afterwards (a cap in Gemma 2, a factor in Cohere and Granite) must then happen inside
+the loss, so :func:`choose_head` asks each model first and leaves those alone that it does not understand.
 """
 
 from __future__ import annotations
@@ -31,42 +32,46 @@ class Head:
 
     Attributes:
         backend: A name of :data:`~depthup.training.kernels.BACKENDS`; ``full`` takes the model's own logits.
-        scale: The model's logits are ``scale * (hidden @ weight.T + bias)``.
+        scale: The model's logits are ``scale * (hidden @ weight.T + bias)``,
+        cap: and then ``cap * tanh(logits / cap)``, unless None.
         reason: Why the back end is ``full`` where another was wished for; empty otherwise.
     """
 
     backend: str
     scale: float = 1.0
+    cap: float | None = None
     reason: str = ""
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy in nats, summed over the batch's targets: a float32 scalar with gradient."""
-        positions, labels = _targets(model, batch)
         if self.backend == "full":
-            logits = model(**model_inputs(model, batch)).logits.flatten(0, 1)[positions]
-            return F.cross_entropy(_wide(logits), labels, reduction="sum")
+            logits = model(**model_inputs(model, batch)).logits.flatten(0, 1)
+            every = _moved(batch.labels.ravel(), logits.device)
+            return F.cross_entropy(_wide(logits), every, ignore_index=IGNORED, reduction="sum")
+        positions, labels = _targets(model, batch)
 
         def loss(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return kernels.summed_loss(hidden, weight, labels, bias, backend=self.backend)
+            return kernels.summed_loss(hidden, weight, labels, bias, cap=self.cap, backend=self.backend)
 
-        return self._through(model, batch, positions, loss).squeeze()
+        return self._through(model, batch, positions, loss)
 
     def token_logps(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probability of each target in nats, in the order of the batch's positions: float32 [num_targets]."""
         positions, labels = _targets(model, batch)
         if self.backend == "full":
-            logits = model(**model_inputs(model, batch)).logits.flatten(0, 1)[positions]
+            logits = model(**model_inputs(model, batch)).logits.flatten(0, 1).index_select(0, positions)
             return F.log_softmax(_wide(logits), dim=-1).gather(1, labels[:, None]).squeeze(1)
 
         def logps(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return kernels.token_logps(hidden, weight, labels, bias)
+            return kernels.token_logps(hidden, weight, labels, bias, cap=self.cap)
 
-        return self._through(model, batch, positions, logps).flatten()
+        return self._through(model, batch, positions, logps)
 
     def _through(self, model: nn.Module, batch: Batch, positions: Tensor, compute: Callable[..., Tensor]) -> Tensor:
-        """Call the model with ``compute`` in place of its head; what it returns comes out as logits, times scale."""
+        """Call the model with ``compute`` in place of its head, and return what that returned."""
         head = _linear_head(model)
         assert head is not None, "choose_head found one"
+        computed: list[Tensor] = []
 
         def forward(hidden: Tensor) -> Tensor:
             if hidden.shape[:-1] != batch.input_ids.shape:
@@ -74,20 +79,16 @@ class Head:
                     f"the head was called with {list(hidden.shape)} for a batch of {list(batch.input_ids.shape)}",
                     next_step="set the loss back end to full",
                 )
-            states, offset = hidden.flatten(0, 1)[positions], head.bias
-            if self.scale == 1:
-                return compute(states, head.weight, offset).view(1, -1, 1)
-            scaled = None if offset is None else offset * self.scale
-            return compute(states * self.scale, head.weight, scaled).view(1, -1, 1)
+            states = hidden.flatten(0, 1).index_select(0, positions)
+            offset: Tensor | None = head.bias
+            if self.scale != 1:
+                states, offset = states * self.scale, None if offset is None else offset * self.scale
+            computed.append(compute(states, head.weight, offset))
+            return computed[0].sum().view(1, 1, 1) * 0
 
         with _replaced(head, forward):
-            found: Tensor = model(**model_inputs(model, batch)).logits
-        if found.dtype not in (torch.float32, torch.float64):
-            raise TrainingError(
-                f"the model rounds its outputs to {found.dtype}, the loss with them",
-                next_step="set output_dtype of the mixed precision policy to None, or the loss back end to full",
-            )
-        return found / self.scale
+            zero = model(**model_inputs(model, batch)).logits.sum() * 0
+        return computed[0] + zero
 
 
 FULL = Head("full")
@@ -130,23 +131,43 @@ def _asked(model: nn.Module, backend: str) -> Head:
     calls: list[Tensor] = []
 
     def probe(hidden: Tensor) -> Tensor:
-        numbers = torch.linspace(-_PROBE, _PROBE, hidden.shape[1] * head.out_features, device=hidden.device)
-        calls.append(numbers.view(1, hidden.shape[1], -1))
+        numbers = torch.linspace(-1, 1, hidden.shape[1] * head.out_features, device=hidden.device)
+        calls.append((_PROBE * numbers**5).view(1, hidden.shape[1], -1))
         return calls[-1]
 
     with _replaced(head, probe):
         found = model(**model_inputs(model, batch)).logits
     if len(calls) != 1 or found.shape != calls[0].shape:
         return Head("full", reason=f"its head was called {len(calls)} times, logits have shape {list(found.shape)}")
-    put, found = calls[0].double(), found.double()
-    scale = round(float(found[0, -1, -1] / put[0, -1, -1]), 9)
-    if scale == 0 or not torch.allclose(found, scale * put, rtol=1e-5):
-        return Head("full", reason="it does more to its logits than to multiply them")
-    chosen = Head(backend, scale)
+    after = _after_the_head(calls[0].flatten(), found.flatten())
+    if after is None:
+        return Head("full", reason="it does more to its logits than to multiply and cap them")
+    if after[1] is not None and not kernels.BACKENDS[backend].caps:
+        return Head("full", reason=f"it caps its logits, and the back end {backend} does not")
+    chosen = Head(backend, *after)
     loss, reference = (one.summed_loss(model, batch).item() for one in (chosen, FULL))
     if not abs(loss - reference) <= max(1e-4, 4 * torch.finfo(head.weight.dtype).eps) * abs(reference):
         return Head("full", reason=f"a loss of {loss:.6g} without logits is {reference:.6g} with them")
     return chosen
+
+
+def _after_the_head(put: Tensor, found: Tensor) -> tuple[float, float | None] | None:
+    """Scale and cap by which the numbers put in became those found, both [n] in ascending order; or None.
+
+    Numbers that were only rounded (by a policy of FSDP2) were not multiplied.
+    """
+    if torch.equal(found, put.to(found.dtype)):
+        return 1.0, None
+    put, found = put.double(), found.double()
+    scale = round(float(found[-1] / put[-1]), 9)
+    if scale and torch.allclose(found, scale * put, rtol=1e-5):
+        return scale, None
+    cap, small = round(float(found[-1]), 6), int((put - 0.1).abs().argmin())
+    if not cap > 0:
+        return None
+    scale = round(float(torch.atanh(found[small] / cap) * cap / put[small]), 6)
+    same = torch.allclose(found, cap * torch.tanh(scale * put / cap), rtol=1e-5)
+    return (scale, cap) if same else None
 
 
 def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import TrainingError, nearest
 
-CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}  # rows of logits alive at a time: what a cache holds; what fills an H100
+CHUNK_TOKENS = {"cpu": 256, "cuda": 4096}  # rows of logits alive at a time: what a cache holds; what fills an H100
 _OTHER_DEVICE_TOKENS = 2048
 
 Parts: TypeAlias = tuple[Tensor, Tensor]  # of a chunk: its loss; d loss / d logits in the type of the matrices
@@ -29,16 +29,24 @@ class Backend:
     """One way to a summed loss.
 
     Attributes:
-        summed_loss: From hidden states [N, d], weight [V, d], labels [N] and bias [V] or None.
+        summed_loss: From hidden states [N, d], weight [V, d], labels [N], bias [V] or None, and cap or None.
         is_present: Whether it can compute on a device of this type.
+        caps: Whether it knows capped logits.
     """
 
-    summed_loss: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    summed_loss: Callable[[Tensor, Tensor, Tensor, Tensor | None, float | None], Tensor]
     is_present: Callable[[str], bool]
+    caps: bool = True
 
 
 def summed_loss(
-    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, *, backend: str = "auto"
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    *,
+    cap: float | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """Cross-entropy of ``hidden @ weight.T + bias`` in nats, summed over tokens; float32, or float64 for such inputs.
 
@@ -50,22 +58,31 @@ def summed_loss(
         weight: [V, d].
         labels: int64 [N], each in ``[0, V)``.
         bias: [V].
+        cap: Logits become ``cap * tanh(logits / cap)`` before the softmax, as in Gemma 2 (arXiv:2408.00118).
         backend: A name of :data:`BACKENDS`, or ``auto``: :func:`choose_backend`.
 
     Raises:
-        TrainingError: The back end is unknown, or not present here.
+        TrainingError: The back end is unknown, not present here, or knows no cap.
     """
     chosen = choose_backend(hidden.device.type) if backend == "auto" else backend
-    return require_backend(chosen, hidden.device.type).summed_loss(hidden, weight, labels, bias)
+    found = require_backend(chosen, hidden.device.type)
+    if cap is not None and not found.caps:
+        raise TrainingError(
+            f"loss back end '{chosen}' does not cap logits",
+            allowed=", ".join(name for name, backend in BACKENDS.items() if backend.caps),
+        )
+    return found.summed_loss(hidden, weight, labels, bias, cap)
 
 
-def token_logps(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+def token_logps(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None, *, cap: float | None = None
+) -> Tensor:
     """Log-probability of each label in nats, float32 [N], with gradient; arguments as in :func:`summed_loss`.
 
     What a preference loss makes of them is not known yet, so no gradient can be made ahead: the backward pass makes
     the logits again, chunk by chunk, at the price of one more matrix product.
     """
-    result: Tensor = _TokenLogps.apply(hidden, weight, bias, labels, _compute_dtype(hidden))
+    result: Tensor = _TokenLogps.apply(hidden, weight, bias, labels, cap, _compute_dtype(hidden))
     return result
 
 
@@ -86,15 +103,16 @@ def require_backend(name: str, device_type: str) -> Backend:
     Raises:
         TrainingError: It is unknown, or not present on such a device.
     """
-    present = [known for known, backend in BACKENDS.items() if backend.is_present(device_type)]
-    if name not in present:
-        known = "is not present" if name in BACKENDS else "is unknown"
-        raise TrainingError(
-            f"loss back end '{name}' {known} on {device_type}{'' if name in BACKENDS else nearest(name, BACKENDS)}",
-            allowed=f"auto, {', '.join(present)}",
-            next_step="native needs torch 2.13, liger a GPU and `pip install liger-kernel`",
-        )
-    return BACKENDS[name]
+    backend = BACKENDS.get(name)
+    if backend is not None and backend.is_present(device_type):
+        return backend
+    problem = f"is unknown{nearest(name, BACKENDS)}" if backend is None else f"is not present on {device_type}"
+    present = (known for known, other in BACKENDS.items() if other.is_present(device_type))
+    raise TrainingError(
+        f"loss back end '{name}' {problem}",
+        allowed=f"auto, {', '.join(present)}",
+        next_step="native needs torch 2.13, liger a GPU and `pip install liger-kernel`",
+    )
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -102,7 +120,14 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, dtype: torch.dtype, train: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        cap: float | None,
+        dtype: torch.dtype,
+        train: bool,
     ) -> Tensor:
         needs = [train and needed for needed in ctx.needs_input_grad[:3]]
         parts = _parts(hidden.device.type)
@@ -113,7 +138,7 @@ class _SummedLoss(torch.autograd.Function):
             matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
             for part in _chunks(hidden):
                 states = hidden[part].to(dtype)
-                chunk_loss, error = parts(F.linear(states, matrix, offset), labels[part])
+                chunk_loss, error = parts(F.linear(states, matrix, offset), labels[part], cap)
                 loss += chunk_loss
                 grads.add(part, error, states, matrix)
         ctx.gradients = grads
@@ -124,7 +149,7 @@ class _SummedLoss(torch.autograd.Function):
         grads, ctx.gradients = ctx.gradients, None  # handed on, not kept: the optimiser's .grad may take the memory
         if grads is None:
             raise RuntimeError("summed_loss: gradients were handed on by an earlier backward pass; call it once")
-        return (*grads.times(grad_outputs[0]), None, None, None)
+        return (*grads.times(grad_outputs[0]), None, None, None, None)
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -132,18 +157,24 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        cap: float | None,
+        dtype: torch.dtype,
     ) -> Tensor:
         sums = torch.promote_types(dtype, torch.float32)
         logps, norms = torch.empty((2, len(hidden)), dtype=sums, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
             for part in _chunks(hidden):
-                logits = F.linear(hidden[part].to(dtype), matrix, offset).to(sums)
+                logits = _capped(F.linear(hidden[part].to(dtype), matrix, offset).to(sums), cap)
                 norms[part] = torch.logsumexp(logits, dim=1)
                 logps[part] = logits.gather(1, labels[part, None]).squeeze(1) - norms[part]
         ctx.save_for_backward(hidden, weight, bias, labels, norms)
-        ctx.dtype = dtype
+        ctx.cap, ctx.dtype = cap, dtype
         return logps
 
     @staticmethod
@@ -154,10 +185,12 @@ class _TokenLogps(torch.autograd.Function):
             matrix, offset = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)
             for part in _chunks(hidden):
                 states, coming = hidden[part].to(ctx.dtype), grad_outputs[0][part, None]
-                probabilities = (F.linear(states, matrix, offset).to(norms.dtype) - norms[part, None]).exp_()
-                error = probabilities.mul_(-coming).scatter_add_(1, labels[part, None], coming)
+                logits = _capped(F.linear(states, matrix, offset).to(norms.dtype), ctx.cap)
+                error = (logits - norms[part, None]).exp_().mul_(-coming).scatter_add_(1, labels[part, None], coming)
+                if ctx.cap is not None:
+                    error *= 1 - (logits / ctx.cap) ** 2
                 grads.add(part, error.to(ctx.dtype), states, matrix)
-        return (*grads.times(None), None, None)
+        return (*grads.times(None), None, None, None)
 
 
 @dataclass
@@ -215,40 +248,46 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
 
 
-def _loss_and_error(logits: Tensor, labels: Tensor) -> Parts:
-    """Summed cross-entropy of a chunk of logits [n, V], and softmax less one-hot in the type of the logits."""
+def _capped(logits: Tensor, cap: float | None) -> Tensor:
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def _loss_and_error(logits: Tensor, labels: Tensor, cap: float | None) -> Parts:
+    """Summed cross-entropy of a chunk of logits [n, V], and its gradient by the logits before their cap."""
     dtype = logits.dtype
-    wide = logits.to(torch.promote_types(dtype, torch.float32))
+    wide = _capped(logits.to(torch.promote_types(dtype, torch.float32)), cap)
     norms = torch.logsumexp(wide, dim=1, keepdim=True)
     loss = (norms.squeeze(1) - wide.gather(1, labels[:, None]).squeeze(1)).sum()
     hit = torch.arange(wide.shape[1], device=wide.device) == labels[:, None]
-    return loss, ((wide - norms).exp() - hit.to(wide.dtype)).to(dtype)
+    error = (wide - norms).exp() - hit.to(wide.dtype)
+    return loss, (error if cap is None else error * (1 - (wide / cap) ** 2)).to(dtype)
 
 
-def _loss_and_error_in_place(logits: Tensor, labels: Tensor) -> Parts:
-    """The same without a compiler: each step overwrites its input."""
+def _loss_and_error_in_place(logits: Tensor, labels: Tensor, cap: float | None) -> Parts:
+    """The same without a compiler: where there is no cap, each step overwrites its input."""
     dtype = logits.dtype
-    wide = logits.to(torch.promote_types(dtype, torch.float32))
+    wide = _capped(logits.to(torch.promote_types(dtype, torch.float32)), cap)
+    slope = None if cap is None else 1 - (wide / cap) ** 2
     norms = torch.logsumexp(wide, dim=1, keepdim=True)
     loss = (norms.squeeze(1) - wide.gather(1, labels[:, None]).squeeze(1)).sum()
     error = wide.sub_(norms).exp_()
     error[torch.arange(len(labels), device=labels.device), labels] -= 1
-    return loss, error.to(dtype)
+    return loss, (error if slope is None else error.mul_(slope)).to(dtype)
 
 
 @cache
-def _parts(device_type: str) -> Callable[[Tensor, Tensor], Parts]:
+def _parts(device_type: str) -> Callable[[Tensor, Tensor, float | None], Parts]:
     """On CUDA one compiled pass over the logits, elsewhere plain torch: compiling takes longer than it saves there."""
     return torch.compile(_loss_and_error) if device_type == "cuda" else _loss_and_error_in_place
 
 
-def _chunked(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
-    args = (hidden, weight, bias, labels, _compute_dtype(hidden), torch.is_grad_enabled())
+def _chunked(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
+    args = (hidden, weight, bias, labels, cap, _compute_dtype(hidden), torch.is_grad_enabled())
     result: Tensor = _SummedLoss.apply(*args)
     return result
 
 
-def _native(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
+def _native(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
     """torch's own, from 2.13 on. Its sum has the type of the hidden states."""
     dtype = _compute_dtype(hidden)
     options = torch.nn.LinearCrossEntropyOptions()
@@ -263,28 +302,32 @@ def _native(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None)
         ).to(torch.promote_types(dtype, torch.float32))
 
 
-def _liger(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
+def _liger(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
     """Liger Kernel (arXiv:2410.10989), with its weight gradient summed in float32."""
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     dtype = _compute_dtype(hidden)
-    loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", accum_dtype=torch.float32)
+    loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", softcap=cap, accum_dtype=torch.float32)
     with torch.autocast(hidden.device.type, enabled=False):
         offset = None if bias is None else bias.to(dtype)
         return loss(weight.to(dtype), hidden.to(dtype), labels, offset).to(torch.float32)
 
 
-def _full(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None) -> Tensor:
+@cache
+def _has_liger() -> bool:
+    return importlib.util.find_spec("liger_kernel") is not None
+
+
+def _full(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
     """The reference: all logits at once."""
     logits = F.linear(hidden, weight, bias)
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum")
+    wide = _capped(logits.to(torch.promote_types(logits.dtype, torch.float32)), cap)
+    return F.cross_entropy(wide, labels, reduction="sum")
 
 
 BACKENDS: dict[str, Backend] = {
     "chunked": Backend(_chunked, lambda device_type: True),
-    "native": Backend(_native, lambda device_type: hasattr(F, "linear_cross_entropy")),
-    "liger": Backend(
-        _liger, lambda device_type: device_type == "cuda" and importlib.util.find_spec("liger_kernel") is not None
-    ),
+    "native": Backend(_native, lambda device_type: hasattr(F, "linear_cross_entropy"), caps=False),
+    "liger": Backend(_liger, lambda device_type: device_type == "cuda" and _has_liger()),
     "full": Backend(_full, lambda device_type: True),
 }

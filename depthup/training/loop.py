@@ -51,7 +51,7 @@ _COUNTERS = ("step", "tokens_seen", "num_skipped", "data_shift", "num_rollbacks"
 
 def train(
     model: nn.Module,
-    rows: Rows,
+    rows: Rows | Callable[[nn.Module], Rows],
     objective: Objective,
     settings: TrainSettings,
     folder: Path,
@@ -72,7 +72,8 @@ def train(
 
     Args:
         model: On its device, whole, parameters in float32; afterwards it is as :func:`lay_out` left it.
-        rows: What is trained on.
+        rows: What is trained on; or a function that makes it from the model as it is before its first update, laid
+            out and in the type that it is trained in (for the reference of preference training).
         objective: Summed loss of a batch.
         settings: See :class:`TrainSettings`.
         folder: An existing folder, the same for all ranks.
@@ -89,16 +90,10 @@ def train(
         KeyboardInterrupt: On SIGINT, with the state saved.
     """
     world = world or alone(next(model.parameters()).device)
-    lay_out(model, world, mixed=settings.precision == "mixed", recompute=settings.recompute, compile=settings.compile)
-    optimizer = make_optimizer(
-        model,
-        weight_decay=settings.weight_decay,
-        betas=settings.betas,
-        precision="float32" if world.mesh is not None and settings.precision == "mixed" else settings.precision,
-        groups=groups,
-        rates=settings.rates,
-    )
+    optimizer = _prepared(model, settings, world, groups)
     guard = Guard(world.device, sigmas=settings.guard_sigmas)
+    if not isinstance(rows, Rows):
+        rows = rows(model)
     states = States(folder / "state", model, optimizer, guard, world, settings.num_states)
     run = _Run(**(states.load() or {}))
     metrics = MetricsFile(folder / "metrics.jsonl", run.step, loggers if world.is_first else (), world.is_first)
@@ -110,6 +105,22 @@ def train(
     take_masters(model, optimizer)
     measured = [line["held_out_loss"] for line in read_metrics(metrics.path) if "held_out_loss" in line]
     return TrainResult(run.step, run.tokens_seen, measured[-1] if measured else None, run.num_skipped)
+
+
+def _prepared(
+    model: nn.Module, settings: TrainSettings, world: World, groups: Mapping[str, Sequence[str]] | None
+) -> torch.optim.Optimizer:
+    """Lay the model out over the ranks; its optimizer."""
+    mixed = settings.precision == "mixed"
+    lay_out(model, world, mixed=mixed, recompute=settings.recompute, compile=settings.compile)
+    return make_optimizer(
+        model,
+        weight_decay=settings.weight_decay,
+        betas=settings.betas,
+        precision="float32" if world.mesh is not None and mixed else settings.precision,
+        groups=groups,
+        rates=settings.rates,
+    )
 
 
 @dataclass

@@ -53,6 +53,22 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def grouped(self, shard_ranks: int | None) -> World:
+        """The same ranks, of which so many share one copy of the model, and the others hold further copies (HSDP).
+
+        Raises:
+            TrainingError: The ranks cannot be divided into groups of ``shard_ranks``.
+        """
+        if shard_ranks is not None and (shard_ranks < 1 or self.size % shard_ranks):
+            raise TrainingError(
+                f"shard_ranks is {shard_ranks}, and there are {self.size} ranks", allowed=f"a divisor of {self.size}"
+            )
+        if self.mesh is None or shard_ranks in (None, self.size):
+            return self
+        groups = (self.size // (shard_ranks or 1), shard_ranks or 1)
+        mesh = init_device_mesh(self.device.type, groups, mesh_dim_names=("replicate", "shard"))
+        return World(self.rank, self.size, self.device, mesh)
+
     def wait(self) -> None:
         """Until every rank is here."""
         if self.mesh is not None:
@@ -65,34 +81,25 @@ def alone(device: torch.device | str = "cpu") -> World:
 
 
 @contextlib.contextmanager
-def open_world(device: str, *, shard_ranks: int | None = None, timeout_seconds: float = 1800) -> Iterator[World]:
+def open_world(device: str, *, timeout_seconds: float = 1800) -> Iterator[World]:
     """The world that the launcher's environment describes (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``), or one process.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:1``; under a launcher, ``cuda`` becomes this process's own GPU.
-        shard_ranks: Ranks that share one copy of the model; the others hold further copies (HSDP). All, if None.
         timeout_seconds: A collective that hangs so long ends the run instead of waiting for ever.
-
-    Raises:
-        TrainingError: The ranks cannot be divided into groups of ``shard_ranks``.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 and "RANK" not in os.environ:
         yield alone(device)
         return
     kind = torch.device(device).type
-    if shard_ranks is not None and (shard_ranks < 1 or size % shard_ranks):
-        raise TrainingError(f"shard_ranks is {shard_ranks}, and there are {size} ranks", allowed=f"a divisor of {size}")
     place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(place)
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     try:
-        groups = (size,) if shard_ranks in (None, size) else (size // (shard_ranks or size), shard_ranks or size)
-        names = ("shard",) if len(groups) == 1 else ("replicate", "shard")
-        mesh = init_device_mesh(kind, groups, mesh_dim_names=names)
-        yield World(dist.get_rank(), size, place, mesh)
+        yield World(dist.get_rank(), size, place, init_device_mesh(kind, (size,), mesh_dim_names=("shard",)))
     finally:
         dist.destroy_process_group()
 

@@ -48,7 +48,7 @@ def pair_log_probs(model: nn.Module, batch: PairBatch) -> Tensor:
     if len(targets) == 0:
         return sums.view(-1, 2)
     labels, sequences = (torch.from_numpy(a.ravel()[targets]) for a in (batch.labels, batch.sequences))
-    with torch.inference_mode():
+    with torch.no_grad():
         logits = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits.flatten(0, 1)
         for start in range(0, len(targets), _CHUNK_TARGETS):
             part = slice(start, start + _CHUNK_TARGETS)
@@ -80,9 +80,8 @@ def reference_log_probs(
         model: The policy before its first update; its training mode is restored.
         rows: The pairs; ``rows.reference`` is not used.
         root: Folder of all caches, made if need be.
-        key: JSON of what the caller knows that the numbers depend on: the digest of the weights (needed: it cannot be
-            seen from here), tokenizer, chat template, data, max_tokens. The pairs' ids, the type of the weights and
-            ``autocast`` are added here.
+        key: JSON of what the numbers depend on: ``weights``, their digest, which cannot be seen from here; tokenizer,
+            chat template, data, max_tokens. The pairs' ids, the type of the weights and ``autocast`` are added here.
         rows_per_batch: Rows in one forward pass; changes memory and speed, not the result.
         autocast: Compute in bfloat16 as training does: the reference must be computed as the policy is.
         log_probs: How; the objective's own, so that policy and reference agree to the last bit at step 0.
@@ -92,9 +91,11 @@ def reference_log_probs(
         float64 [num_pairs, 2] for chosen and rejected, memory-mapped, read-only.
 
     Raises:
-        TrainingError: A log-probability is not finite, or what lies in the cache is of another key.
+        TrainingError: A log-probability is not finite, the key has no ``weights``, or the cache is of another key.
         OutputError: Another process computes the same, or the disk is full.
     """
+    if not key.get("weights"):
+        raise TrainingError("the key of the reference names no weights", next_step="give their digest as 'weights'")
     types = sorted({str(parameter.dtype) for parameter in model.parameters()})
     identity = {**key, "pairs": rows.pairs.digest(), "types": types, "autocast": autocast}
     text = json.dumps(identity, sort_keys=True, allow_nan=False)
@@ -144,11 +145,14 @@ def require_reference(
 
 
 def _measured(model: nn.Module, batch: PairBatch, autocast: bool, log_probs: LogProbs) -> NDArray[np.float64]:
-    """The log-probabilities of a batch, with dropout off and no gradient."""
+    """The log-probabilities of a batch, with dropout off and no gradient.
+
+    Not in inference mode: what a sharded model gathers there (FSDP2), it could not train with afterwards.
+    """
     training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             return log_probs(model, batch).double().cpu().numpy()
     finally:
         model.train(training)

@@ -6,6 +6,7 @@ Oracles: transformers' own masks for templates with generation marks, and the da
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ import chats
 import numpy as np
 import pico
 import pytest
+import torch
 from chats import CHATML, TALKS, talk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depthup.data.chat import HOLDS_SPECIAL, NO_ANSWER, OWN, REFUSED, chat_encoder
+from depthup.data.chat import HOLDS_SPECIAL, NO_ANSWER, OWN, REFUSED, chat_encoder, encoding_identity
 from depthup.data.conversations import Conversation, Message, conversations_of, read_conversations
+from depthup.data.packing import pack
 from depthup.data.sources import Files, Row
 from depthup.data.templates import TEMPLATES
-from depthup.data.tokens import Encoded
+from depthup.data.tokens import Encoded, write_encoded
 from depthup.errors import DataError
+from depthup.training.objectives import causal_lm
 
 MARKED = CHATML.replace("{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}", (
     "{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}{% generation %}"
@@ -174,7 +178,7 @@ def test_what_cannot_be_trained_on_is_left_out_with_a_reason(tokenizer: Any) -> 
         talk("Only a question"), talk("Hi", " \n"), talk("Strike <|endoftext|> through", "Done."), TALKS[0],
     ])  # fmt: skip
     assert reasons[:3] == [NO_ANSWER, NO_ANSWER, HOLDS_SPECIAL] and isinstance(reasons[3], Encoded)
-    assert own(tokenizer, refusing)([TALKS[1]]) == [REFUSED]
+    assert own(tokenizer, refusing)([TALKS[1]]) == [f"{REFUSED}: long"]
 
 
 @pytest.mark.parametrize("template", ["solar", "zephyr", "alpaca", "user-assistant"])
@@ -187,6 +191,27 @@ def test_tokenizers_that_put_a_space_before_every_text_put_it_there_once(templat
         whole = TEMPLATES[template].with_eos("</s>").pieces(conversation.messages)
         assert made.ids.tolist() == tokenizer("".join(piece.text for piece in whole))["input_ids"]
         assert (made.ids == tokenizer.bos_token_id).sum() == 1
+
+
+def test_the_same_holds_for_their_own_templates() -> None:
+    """Llama 2's: no generation prompt is needed, and an answer begins with the space behind its bracket."""
+    llama_2 = (
+        "{% for message in messages %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + message['content'] +"
+        " ' [/INST]' }}{% else %}{{ ' ' + message['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
+    )
+    encoder = own(chats.spaced_tokenizer(), llama_2)
+    for conversation in TALKS[:2]:
+        made = encode(encoder, conversation)
+        text = encoder.tokenizer.apply_chat_template(as_dicts(conversation), tokenize=False)
+        assert made.ids.tolist() == encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+        said = [message.content for message in conversation.messages if message.role == "assistant"]
+        assert [text.strip() for text in answers(encoder.tokenizer, made)] == [f"{text} </s>" for text in said]
+
+
+def test_what_tokens_depend_on_is_told_apart() -> None:
+    told = [encoding_identity(name, "all", False) for name in (OWN, *TEMPLATES)]
+    told += [encoding_identity(OWN, "last", False), encoding_identity(OWN, "all", True)]
+    assert len({json.dumps(each) for each in told}) == len(told)
 
 
 def test_a_template_that_writes_the_begin_of_sequence_token_gets_no_second_one() -> None:
@@ -202,7 +227,7 @@ def test_a_template_that_writes_the_begin_of_sequence_token_gets_no_second_one()
         (CHATML.replace("+ '<|im_end|>'", ""), "no end of turn is in the loss of a sample exchange"),
         (MARKED.replace("message['content'] + '<|im_end|>' }}{% endgeneration %}",
                         "message['content'] }}{% endgeneration %}{{ '<|im_end|>' }}"), "no end of turn is in the loss"),
-        ("{{ raise_exception('never') }}", "chat template refuses a sample exchange"),
+        ("{{ raise_exception('never') }}", "a sample exchange is refused by the chat template: never"),
         ("", "has no chat template of its own\n  allowed: solar, alpaca"),
     ],
 )  # fmt: skip
@@ -217,8 +242,8 @@ def test_named_templates_need_their_tokens(tmp_path: Path) -> None:
         chat_encoder(plain, "chatml")
     with pytest.raises(DataError, match=r"'solr' \(did you mean 'solar'"):
         chat_encoder(plain, "solr")
-    with pytest.raises(DataError, match="no place for the role 'tool'"):
-        chat_encoder(plain, "solar")([Conversation((Message("tool", "4"), Message("assistant", "Four.")))])
+    tool = Conversation((Message("tool", "4"), Message("assistant", "Four.")))
+    assert chat_encoder(plain, "solar")([tool]) == [f"{REFUSED}: no place for the role 'tool'"]
 
 
 def test_a_template_that_renders_earlier_turns_otherwise_is_refused_or_trained_on_its_last(tokenizer: Any) -> None:
@@ -292,3 +317,21 @@ def test_conversational_prompts_and_completions_are_trained_on_as_by_trl(tokeniz
         assert made.ids.tolist() == other["input_ids"]
         assert labels_of(made)[:-1] == other["labels"][:-1]
         assert labels_of(made)[-1] == -100 and tokenizer.decode([other["labels"][-1]]) == "\n"
+
+
+def test_packed_conversations_cost_what_trls_cost_alone(tokenizer: Any, tmp_path: Path, shared_data) -> None:
+    """From a file to the loss: rows read, encoded, written, packed and masked; a sum over the same targets."""
+    path = shared_data("instruct/instruction-data.json")
+    talks = list(read_conversations(Files((str(path),))))[:40]
+    theirs = copy.deepcopy(tokenizer)
+    theirs.chat_template = TEMPLATES["solar"].jinja()
+    oracle = trl_rows(theirs, [{"messages": as_dicts(each)} for each in talks], tmp_path, assistant_only_loss=True)
+    rows = pack(write_encoded(talks, chat_encoder(tokenizer, "solar"), tmp_path), 512, whole=True)
+    model = pico.model(max_position_embeddings=512, vocab_size=len(tokenizer))
+    packed = sum(causal_lm(model, batch).loss.item() for batch in rows.in_order(4))
+    alone = 0.0
+    for row in oracle:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        alone += model(input_ids=ids, labels=labels).loss.item() * int((labels[:, 1:] != -100).sum())
+    assert rows.num_dropped == rows.num_truncated == 0
+    assert packed == pytest.approx(alone, rel=1e-5)

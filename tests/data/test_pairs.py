@@ -130,11 +130,12 @@ def test_in_order_holds_all_pairs_once_and_all_else_is_no_target(
     lengths: list[tuple[int, int, int]], num_rows: int
 ) -> None:
     pairs = tokenized(lengths)
-    batches = list(PairRows(pairs, 80).in_order(num_rows))
+    rows = PairRows(pairs, 80)
+    batches = list(rows.in_order(num_rows))
     found = Counter(tuple(documents) for batch in batches for _, documents in in_batch(batch))
     assert found == Counter(tuple(expected(pairs, index)) for index in range(pairs.num_pairs))
     assert all(batch.num_rows <= num_rows for batch in batches)
-    assert sum(batch.num_targets for batch in batches) == pairs.answer_lengths.sum()
+    assert sum(batch.num_targets for batch in batches) == rows.num_targets == pairs.answer_lengths.sum()
     assert all(((batch.labels == IGNORED) == (batch.sequences == -1)).all() for batch in batches)
 
 

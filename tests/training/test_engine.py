@@ -21,6 +21,7 @@ from depthup.training.loop import train
 from depthup.training.metrics import read_metrics
 from depthup.training.objectives import Measured, causal_lm
 from depthup.training.optimizers import GroupRate, make_optimizer, round_stochastically, set_rates, take_masters
+from depthup.training.parallel import World
 from depthup.training.schedule import Schedule
 from depthup.training.step import train_step
 
@@ -169,7 +170,8 @@ def objective(model, batch):
         os.kill(os.getpid(), signal.SIGTERM if sys.argv[3] == "stop" else signal.SIGKILL)
     return causal_lm(model, batch)
 settings = replace(SETTINGS, schedule=Schedule("cosine", 6, 2), checkpoint_every=2, micro_batch_rows=2, rows_per_step=7)
-with open_world("cpu", shard_ranks=int(sys.argv[4]) or None) as world:
+with open_world("cpu") as world:
+    world = world.grouped(int(sys.argv[4]) or None)
     model = pico.model("llama")
     try:
         train(model, make_rows(), objective, settings, folder, world=world, progress=False)
@@ -234,9 +236,6 @@ def test_stopped_on_one_rank_and_resumed_on_two(one_rank: Path, tmp_path: Path) 
     same_way(tmp_path / "run", one_rank)
 
 
-def test_ranks_that_do_not_divide_into_groups_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from depthup.training.parallel import open_world
-
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(TrainingError, match="shard_ranks is 3"), open_world("cpu", shard_ranks=3):
-        pass
+def test_ranks_that_do_not_divide_into_groups_are_refused() -> None:
+    with pytest.raises(TrainingError, match="shard_ranks is 3"):
+        World(0, 4, torch.device("cpu")).grouped(3)

@@ -32,28 +32,42 @@ def gradients(loss: torch.Tensor, *inputs: torch.Tensor | None) -> list[torch.Te
     return list(torch.autograd.grad(loss, [tensor for tensor in inputs if tensor is not None]))
 
 
+def capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", [*PRESENT, "token_logps"])
-def test_loss_and_gradients_are_torch_s(name: str, dtype: torch.dtype, bias: bool) -> None:
+def test_loss_and_gradients_are_torch_s(name: str, dtype: torch.dtype, bias: bool, cap: float | None) -> None:
     hidden, weight, labels, offset = case(dtype, bias)
-    oracle = F.cross_entropy(F.linear(hidden, weight, offset), labels, reduction="sum") * 0.5
+    oracle = F.cross_entropy(capped(F.linear(hidden, weight, offset), cap), labels, reduction="sum") * 0.5
     if name == "token_logps":
-        loss = -token_logps(hidden, weight, labels, offset).sum() * 0.5
+        loss = -token_logps(hidden, weight, labels, offset, cap=cap).sum() * 0.5
+    elif cap is not None and not BACKENDS[name].caps:
+        with pytest.raises(TrainingError, match="does not cap"):
+            summed_loss(hidden, weight, labels, offset, cap=cap, backend=name)
+        return
     else:
-        loss = summed_loss(hidden, weight, labels, offset, backend=name) * 0.5
+        loss = summed_loss(hidden, weight, labels, offset, cap=cap, backend=name) * 0.5
     assert loss.dtype == dtype
     torch.testing.assert_close(loss, oracle)
     inputs = (hidden, weight, offset)
     torch.testing.assert_close(gradients(loss, *inputs), gradients(oracle, *inputs))
 
 
-def test_each_log_probability_has_its_own_gradient() -> None:
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_each_log_probability_has_its_own_gradient(cap: float | None) -> None:
     hidden, weight, labels, bias = case(torch.float64)
     assert bias is not None
-    assert torch.autograd.gradcheck(lambda h, w, b: token_logps(h, w, labels, b), (hidden, weight, bias))
-    oracle = F.log_softmax(F.linear(hidden, weight, bias), dim=-1).gather(1, labels[:, None]).squeeze(1)
-    torch.testing.assert_close(token_logps(hidden, weight, labels, bias), oracle)
+    oracle = F.log_softmax(capped(F.linear(hidden, weight, bias), cap), dim=-1).gather(1, labels[:, None]).squeeze(1)
+    found = token_logps(hidden, weight, labels, bias, cap=cap)
+    torch.testing.assert_close(found, oracle)
+    factors, inputs = torch.linspace(-1, 2, len(labels), dtype=torch.float64), (hidden, weight, bias)
+    torch.testing.assert_close(
+        gradients((found * factors).sum(), *inputs), gradients((oracle * factors).sum(), *inputs)
+    )
 
 
 @pytest.mark.parametrize("name", ["chunked", "token_logps"])
@@ -117,12 +131,13 @@ def test_a_second_backward_pass_is_refused() -> None:
         loss.backward()
 
 
-def test_the_two_ways_through_a_chunk_are_one() -> None:
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_the_two_ways_through_a_chunk_are_one(cap: float | None) -> None:
     """The one for a compiler is not compiled here."""
     hidden, weight, labels, bias = (t.detach() if t is not None else t for t in case(torch.float64))
     logits = F.linear(hidden, weight, bias)
     torch.testing.assert_close(
-        kernels._loss_and_error(logits, labels), kernels._loss_and_error_in_place(logits.clone(), labels)
+        kernels._loss_and_error(logits, labels, cap), kernels._loss_and_error_in_place(logits.clone(), labels, cap)
     )
 
 

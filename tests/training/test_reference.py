@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.fsdp import fully_shard
 
 from depthup.data.conversations import Message
 from depthup.data.packing import PairBatch
@@ -28,6 +29,7 @@ from depthup.data.pair_tokens import Prompt, TokenizedPairs, write_pairs
 from depthup.data.pairs import PairRows
 from depthup.data.preferences import PreferencePair
 from depthup.errors import DataError, TrainingError
+from depthup.training.objectives import causal_lm
 from depthup.training.reference import (
     order_chunks,
     pair_log_probs,
@@ -190,7 +192,7 @@ print(*passes)
 
 
 def as_rank(rank: int, folder: Path) -> tuple[np.ndarray, list[int]]:
-    """The log-probabilities as one of two ranks gets them, and the pairs of each of its forward passes."""
+    """The log-probabilities as one of two ranks of FSDP2 gets them, and the pairs of each of its forward passes."""
     passes: list[int] = []
 
     def counted(model: torch.nn.Module, batch: PairBatch) -> torch.Tensor:
@@ -200,9 +202,15 @@ def as_rank(rank: int, folder: Path) -> tuple[np.ndarray, list[int]]:
     meet = f"file://{folder}/meet"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     try:
-        values = reference_log_probs(pico.model("llama"), PairRows(make_pairs(), 90), folder / "cache", KEY,
-                                     rows_per_batch=1, log_probs=counted, progress=False)  # fmt: skip
-        dist.barrier()
+        model, rows = pico.model("llama"), PairRows(make_pairs(), 90)
+        for layer in model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+        values = reference_log_probs(
+            model, rows, folder / "cache", KEY, rows_per_batch=1, log_probs=counted, progress=False
+        )
+        causal_lm(model, rows.batch_of_step(0, 2, seed=0)).loss.backward()  # it trains as if nothing had been
+        assert all(parameter.grad is not None for parameter in model.parameters())
     finally:
         dist.destroy_process_group()
     return np.array(values), passes
@@ -214,7 +222,7 @@ def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_ranks_share_the_work_with_equally_many_forward_passes_each(tmp_path: Path) -> None:
+def test_sharded_ranks_share_the_work_with_equally_many_forward_passes_each(tmp_path: Path) -> None:
     other = run_python(SECOND_RANK, str(tmp_path))
     values, passes = as_rank(0, tmp_path)
     out, errors = other.communicate(timeout=60)
@@ -236,6 +244,8 @@ def test_what_is_not_finite_or_of_another_key_is_refused(tmp_path: Path) -> None
         reference_log_probs(model, rows, tmp_path, KEY, log_probs=broken, progress=False)
     reference_log_probs(model, rows, tmp_path, KEY, progress=False)
     (folder,) = tmp_path.iterdir()
+    with pytest.raises(TrainingError, match="names no weights"):
+        reference_log_probs(model, rows, tmp_path, {"data": "x"}, progress=False)
     (folder / "key.json").write_text("{}")
     with pytest.raises(TrainingError, match="another model or other pairs"):
         reference_log_probs(model, rows, tmp_path, KEY, progress=False)

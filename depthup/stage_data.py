@@ -1,0 +1,249 @@
+"""From the data that a recipe names to rows: read, split, tokenized once into the store, packed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .artifacts.fingerprint import Digests, fingerprint
+from .artifacts.record import Record
+from .artifacts.store import Store
+from .errors import RecipeError
+from .files import publishing
+from .recipe import Recipe
+from .stage_settings import (
+    EvaluateStage,
+    FilesData,
+    HubData,
+    InstalledDocsData,
+    MixtureData,
+    PreferenceStage,
+    PretrainStage,
+    SftStage,
+)
+
+if TYPE_CHECKING:  # torch and numpy are loaded when a stage runs, so that looking at a recipe takes no time
+    from .data.packing import PackedRows, Rows
+    from .data.pair_tokens import TokenizedPairs
+    from .data.sources import Split
+    from .models import Tokenizer
+    from .training.parallel import World
+
+_TOKENS_VERSION = 2  # raised when the same text gives other tokens than before
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "*.model", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage about to run.
+
+    Attributes:
+        name: The stage's name.
+        stage: Its settings.
+        recipe: The recipe it stands in.
+        folders: Where each input lies, by the name the recipe gives it.
+        records: Records of all stages that it comes from, by name.
+        store: The store.
+        device: Where torch computes.
+        progress: Whether to show bars.
+        world: The ranks that work on it together; None for a process alone.
+    """
+
+    name: str
+    stage: Any
+    recipe: Recipe
+    folders: Mapping[str, Path]
+    records: Mapping[str, Record]
+    store: Store
+    device: str
+    progress: bool
+    world: World | None = None
+
+    @contextlib.contextmanager
+    def first_rank_first(self) -> Iterator[None]:
+        """What the first rank makes in the block, the others find made."""
+        if self.world is not None and not self.world.is_first:
+            self.world.wait()
+        yield
+        if self.world is not None and self.world.is_first:
+            self.world.wait()
+
+
+def source_of(recipe: Recipe, name: str) -> Any:
+    """The source that a recipe's entry describes (not a mixture)."""
+    from .data.sources import Files, HubDataset, InstalledDocs
+
+    match recipe.data[name]:
+        case InstalledDocsData() as data:
+            return InstalledDocs(data.packages, data.min_characters)
+        case FilesData() as data:
+            return Files(data.paths, data.field)
+        case HubData() as data:
+            return HubDataset(data.name, data.config, data.split, data.field, data.revision)
+    raise AssertionError(name)
+
+
+def data_identity(recipe: Recipe, name: str, digests: Digests) -> dict[str, Any]:
+    """What an entry's text depends on."""
+    data = recipe.data[name]
+    if isinstance(data, MixtureData):
+        parts = [{**data_identity(recipe, part, digests), "weight": weight} for part, weight in data.parts.items()]
+        return {"source": "mixture", "parts": parts}
+    return {
+        **source_of(recipe, name).identity(digests.of),
+        "held_out": data.held_out,
+        "max_documents": data.max_documents,
+    }
+
+
+def plain_data(recipe: Recipe, name: str) -> InstalledDocsData | FilesData | HubData:
+    """An entry that is no mixture.
+
+    Raises:
+        RecipeError: It is one.
+    """
+    data = recipe.data[name]
+    if isinstance(data, MixtureData):
+        raise RecipeError(
+            f"the data '{name}' are a mixture, and preference pairs are not mixed by rows",
+            allowed="one source; its files may be several: paths: [a.jsonl, b.jsonl]",
+        )
+    return data
+
+
+def parts_of(recipe: Recipe, name: str) -> dict[str, float]:
+    """The entries that an entry is mixed of, with their weights; itself, if it is no mixture."""
+    data = recipe.data[name]
+    return dict(data.parts) if isinstance(data, MixtureData) else {name: 1.0}
+
+
+# -- text and conversations -------------------------------------------------------------------------------------------
+
+
+def training_rows(job: Job, checkpoint: Path, tokenizer: Tokenizer) -> Rows:
+    """The rows of a pretrain or sft stage, mixed if its data are."""
+    from .data.mixture import Mixture
+
+    parts = parts_of(job.recipe, job.stage.data)
+    rows = {part: _packed(job, checkpoint, tokenizer, part, "train") for part in parts}
+    if len(rows) == 1:
+        return next(iter(rows.values()))
+    return Mixture(dict(rows), tuple(parts.values()))
+
+
+def held_out_rows(job: Job, checkpoint: Path, tokenizer: Tokenizer, num_tokens: int) -> dict[str, PackedRows]:
+    """Held-out rows of each part of the stage's data, of ``num_tokens`` tokens each."""
+    parts = parts_of(job.recipe, job.stage.data)
+    return {part: _packed(job, checkpoint, tokenizer, part, "held_out", num_tokens) for part in parts}
+
+
+def _packed(job: Job, checkpoint: Path, tokenizer: Tokenizer, part: str, split: Split, limit: int = 0) -> PackedRows:
+    from .data.packing import pack
+    from .data.tokens import sample
+
+    stage: PretrainStage | SftStage | EvaluateStage = job.stage
+    documents = _tokens(job, checkpoint, tokenizer, part, split)
+    documents = sample(documents, limit) if limit else documents
+    if isinstance(stage, SftStage):
+        return pack(documents, stage.row_tokens, whole=True)
+    return pack(documents, stage.row_tokens, stage.document_mask)
+
+
+def _tokens(job: Job, checkpoint: Path, tokenizer: Tokenizer, part: str, split: Split) -> Any:
+    """Tokenized text of one side, made once for each pair of data and tokenizer and kept in the store."""
+    from .data.chat import chat_encoder
+    from .data.conversations import read_conversations, select_conversations
+    from .data.sources import select
+    from .data.tokens import TextEncoder, open_tokens, write_encoded
+    from .models import end_of_text
+
+    stage, data, source = job.stage, plain_data(job.recipe, part), source_of(job.recipe, part)
+    chat = isinstance(stage, SftStage)
+    settings = {key: getattr(stage, key) for key in ("format", "template", "turns", "train_on_prompt")} if chat else {}
+    workers = getattr(stage, "tokenize_workers", 1)
+
+    def make(folder: Path, advance: Callable[[int], object]) -> None:
+        items: Any
+        encoder: Any
+        if chat:
+            conversations = read_conversations(source, stage.format)
+            items = select_conversations(conversations, split, data.held_out, data.max_documents)
+            encoder = chat_encoder(tokenizer, stage.template, turns=stage.turns, train_on_prompt=stage.train_on_prompt)
+        else:
+            items = select(source, split, data.held_out, data.max_documents)
+            encoder = TextEncoder(tokenizer, end_of_text(tokenizer))
+        write_encoded(items, encoder, folder, advance, num_workers=workers)
+
+    return open_tokens(_made_once(job, checkpoint, part, split, settings, make))
+
+
+def _made_once(
+    job: Job, checkpoint: Path, part: str, split: Split, settings: Mapping[str, Any],
+    make: Callable[[Path, Callable[[int], object]], None],
+) -> Path:  # fmt: skip
+    """The folder of tokens of some data, tokenizer, side and settings: found in the store, or made and put there."""
+    from tqdm import tqdm
+
+    files = sorted({path for pattern in _TOKENIZER_FILES for path in checkpoint.glob(pattern)})
+    key = fingerprint({
+        "version": _TOKENS_VERSION,
+        "data": data_identity(job.recipe, part, job.store.digests),
+        "tokenizer": {path.name: job.store.digests.of(path) for path in files},
+        "split": split,
+        **settings,
+    })  # fmt: skip
+    folder = job.store.root / "tokens" / key[:12]
+    with job.first_rank_first():
+        if not folder.is_dir():
+            with publishing(folder, keep_partial=True) as partial, tqdm(
+                desc=f"{job.name}: tokenize {part} ({split})", unit="doc", disable=not job.progress,
+                dynamic_ncols=True, leave=False,
+            ) as bar:  # fmt: skip
+                make(partial, bar.update)
+    return folder
+
+
+# -- preference pairs -------------------------------------------------------------------------------------------------
+
+
+def training_pairs(job: Job, checkpoint: Path, tokenizer: Tokenizer) -> TokenizedPairs:
+    """The pairs of a dpo or sdpo stage, of all parts of its data one after another."""
+    return _pairs(job, checkpoint, tokenizer, "train")
+
+
+def held_out_pairs(job: Job, checkpoint: Path, tokenizer: Tokenizer, num_pairs: int) -> TokenizedPairs:
+    """The first ``num_pairs`` held-out pairs."""
+    import numpy as np
+
+    pairs = _pairs(job, checkpoint, tokenizer, "held_out")
+    return pairs.subset(np.arange(min(num_pairs, pairs.num_pairs)))
+
+
+def _pairs(job: Job, checkpoint: Path, tokenizer: Tokenizer, split: Split) -> TokenizedPairs:
+    from .data.chat import chat_encoder
+    from .data.pair_tokens import chat_encode, open_pairs, write_pairs
+    from .data.preferences import read_pairs, select_pairs
+
+    stage: PreferenceStage = job.stage
+    data, source = plain_data(job.recipe, stage.data), source_of(job.recipe, stage.data)
+    keys = ("template", "max_tokens", "truncate", "min_margin")
+
+    def make(folder: Path, advance: Callable[[int], object]) -> None:
+        encoder = chat_encoder(tokenizer, stage.template, turns="last")
+        pairs = select_pairs(read_pairs(source, stage.min_margin), split, data.held_out, data.max_documents)
+        write_pairs(
+            pairs,
+            chat_encode(encoder),
+            folder,
+            max_tokens=stage.max_tokens,
+            end_of_turn={encoder.end_of_turn},
+            begin_of_text=tokenizer.bos_token_id,
+            truncate=stage.truncate,
+            progress=advance,
+        )
+
+    settings = {key: getattr(stage, key) for key in keys} | {"pairs": True}
+    return open_pairs(_made_once(job, checkpoint, stage.data, split, settings, make))

@@ -1,0 +1,326 @@
+"""What a recipe's data and stages may say: frozen, validated types, one class for each kind."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _circumstance(default: int, minimum: int, description: str) -> Any:
+    """A setting that changes speed or memory but not the result: it is not part of the fingerprint."""
+    return Field(default, ge=minimum, description=description, json_schema_extra={"circumstance": True})
+
+
+def _free(default: Any, description: str) -> Any:
+    """A circumstance that is no count."""
+    return Field(default, description=description, json_schema_extra={"circumstance": True})
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+class _Data(Settings):
+    held_out: float = Field(0.1, gt=0, lt=1, description="Share of documents that is held out, chosen by hash.")
+    max_documents: int | None = Field(None, gt=0, description="Use at most so many documents of each side.")
+
+
+class InstalledDocsData(_Data):
+    """Documentation that Python and installed packages carry: real text on every machine, without a network."""
+
+    source: Literal["installed-docs"]
+    packages: tuple[str, ...] = Field(
+        ("python",),
+        min_length=1,
+        description="`python` is the language reference, `stdlib` the standard library's docstrings, any other name"
+        " the docstrings of that package.",
+    )
+    min_characters: int = Field(400, ge=0, description="Shorter docstrings are left out.")
+
+
+class FilesData(_Data):
+    """Local files: .jsonl, .json, .txt (each also with .gz), .parquet, or folders of them."""
+
+    source: Literal["files"]
+    paths: tuple[str, ...] = Field(min_length=1, description="Files or folders, relative to the working folder.")
+    field: str = Field("text", description="The row's field that holds the text.")
+
+
+class HubData(_Data):
+    """A data set by its name on the Hugging Face Hub, streamed."""
+
+    source: Literal["hub"]
+    name: str = Field(description="As in `HuggingFaceFW/fineweb-edu`.")
+    config: str | None = Field(None, description="The data set's configuration.")
+    split: str = Field("train", description="The data set's split.")
+    field: str = Field("text", description="The column that holds the text.")
+    revision: str | None = Field(None, description="A commit, so that the text cannot change.")
+
+
+class MixtureData(Settings):
+    """Several of the data above, mixed by rows in exact shares."""
+
+    source: Literal["mixture"]
+    parts: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        min_length=2, description="Weight of each entry, by its name; only their ratios count."
+    )
+
+
+DataSettings = Annotated[InstalledDocsData | FilesData | HubData | MixtureData, Field(discriminator="source")]
+DATA_KINDS: dict[str, type[Settings]] = {
+    "installed-docs": InstalledDocsData, "files": FilesData, "hub": HubData, "mixture": MixtureData,
+}  # fmt: skip
+
+
+# -- stages -----------------------------------------------------------------------------------------------------------
+
+
+class _Stage(Settings):
+    kind: str
+    INPUTS: ClassVar[tuple[str, ...]] = ()  # the settings that name other stages, or checkpoint folders
+
+    @classmethod
+    def circumstances(cls) -> set[str]:
+        """Names of the settings that are no part of the result's identity."""
+        return {
+            name
+            for name, field in cls.model_fields.items()
+            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("circumstance")
+        }
+
+    def inputs(self) -> tuple[str, ...]:
+        """Every stage or folder that this stage reads."""
+        named: list[str] = []
+        for key in self.INPUTS:
+            value = getattr(self, key)
+            named += [value] if isinstance(value, str) else list(value or ())
+        return tuple(named)
+
+
+class RandomModel(Settings):
+    """A random tiny model of the Llama architecture, one token a byte: to try a recipe in seconds."""
+
+    num_layers: int = Field(8, gt=0, description="Depth.")
+    hidden_size: int = Field(64, ge=16, multiple_of=16, description="Width.")
+
+
+class ImportStage(_Stage):
+    """A GGUF file, or a random tiny model, becomes a checkpoint folder. Give `gguf` or `random`."""
+
+    kind: Literal["import"]
+    gguf: str | None = Field(
+        None, description="Path of the file; `package:NAME/FILE` is a file inside an installed package."
+    )
+    random: RandomModel | None = Field(None, description="`num_layers` and `hidden_size` of a random model.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the weights; `auto` is the narrowest that holds every value exactly."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ImportStage:
+        if (self.gguf is None) == (self.random is None):
+            raise ValueError("give exactly one of gguf, random")
+        if self.random is not None and self.dtype != "auto":
+            raise ValueError("dtype goes with gguf; a random model is float32")
+        return self
+
+
+class UpscaleStage(_Stage):
+    """Surgery: base checkpoint + plan -> target checkpoint. Give one of the last four settings."""
+
+    INPUTS: ClassVar[tuple[str, ...]] = ("base",)
+    kind: Literal["upscale"]
+    base: str = Field(description="Stage or checkpoint folder.")
+    remove: int | None = Field(None, ge=0, description="m: layers removed from each copy (SOLAR: 8 of 32).")
+    target_layers: int | None = Field(None, gt=0, description="s = 2 (n - m).")
+    layers: str | None = Field(None, description="The plan itself, as in `0-23,8-31`.")
+    preset: str | None = Field(None, description="A published plan: see `depthup layers --help`.")
+
+    @model_validator(mode="after")
+    def _one_plan(self) -> UpscaleStage:
+        given = [key for key in ("remove", "target_layers", "layers", "preset") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of remove, target_layers, layers, preset (given: {given or 'none'})")
+        return self
+
+
+class Rate(Settings):
+    """How a group of parameters is trained."""
+
+    factor: float = Field(1.0, ge=0, description="On the learning rate; 0 freezes the group.")
+    from_step: int = Field(0, ge=0, description="First step in which the group is trained.")
+
+
+class Lora(Settings):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685), trained instead of the weights and merged on export."""
+
+    rank: int = Field(16, gt=0, description="Rank of the two factors.")
+    alpha: float = Field(32.0, gt=0, description="Scale: the product is multiplied by alpha / rank.")
+    targets: tuple[str, ...] = Field(("all-linear",), description="Ends of module names; `all-linear` is all but head.")
+
+
+Group = Literal["new", "seam", "original", "outside"]
+
+
+class _Training(_Stage):
+    """What every kind of training may say."""
+
+    INPUTS: ClassVar[tuple[str, ...]] = ("model",)
+    model: str = Field(description="Stage or checkpoint folder.")
+    data: str = Field(description="Name of an entry under `data:`.")
+    learning_rate: float = Field(gt=0, description="Peak rate.")
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = Field("cosine", description="Shape after the warmup.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warmup.")
+    decay_share: float = Field(0.2, gt=0, le=1, description="Share of the steps in which `wsd` decays.")
+    final_factor: float = Field(0.0, ge=0, le=1, description="The last rate as a share of the peak.")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's, on matrices only.")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), description="AdamW's."
+    )
+    clip_norm: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    rates: dict[Group, Rate] = Field(
+        {},
+        description="How groups of parameters are trained, for models that a surgery made: `new` layers, those near a"
+        " `seam`, the `original` ones, and what is `outside` of layers. All in full where nothing is said.",
+    )
+    seam_width: int = Field(1, gt=0, description="Layers on each side of a seam that count as near it.")
+    lora: Lora | None = Field(None, description="Train low-rank adapters instead of the weights.")
+    precision: Literal["auto", "float32", "mixed", "bfloat16"] = Field(
+        "auto",
+        description="`float32`; `mixed`: bfloat16 computes, float32 keeps; `bfloat16`: weights in bfloat16, rounded"
+        " stochastically. `auto` is mixed on a GPU, float32 on CPU.",
+    )
+    guard_sigmas: float = Field(
+        6.0, gt=0, description="A loss or gradient so many deviations above the mean of 128 steps is skipped."
+    )
+    eval_every: int = Field(0, ge=0, description="Steps between held-out measurements; 0: at start and end only.")
+    micro_batch_rows: int = _circumstance(4, 1, "Rows in one forward pass: memory and speed, not the result.")
+    checkpoint_every: int = _circumstance(
+        0, 0, "Steps between saved states, the last step included; 0: when interrupted only."
+    )
+    num_states: int = _circumstance(1, 1, "Newest saved states that are kept.")
+    recompute: Literal["none", "selective", "full"] = _free("none", "Activations that the backward pass makes again.")
+    compile: bool = _free(False, "Compile each layer (GPUs).")
+    shard_ranks: int | None = _free(None, "Ranks that share one copy of the model (HSDP); all, where it is not said.")
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = _free((), "Where metrics go besides metrics.jsonl.")
+    sample_prompts: tuple[str, ...] = _free((), "Texts that are continued at each measurement, to be looked at.")
+    tokenize_workers: int = _circumstance(1, 1, "Processes that tokenize.")
+
+
+class PretrainStage(_Training):
+    """Continued pretraining on the next token of plain text."""
+
+    kind: Literal["pretrain"]
+    steps: int = Field(gt=0, description="Optimiser updates.")
+    rows_per_step: int = Field(gt=0, description="Rows in a global batch.")
+    row_tokens: int = Field(2048, ge=2, description="Tokens in a row.")
+    document_mask: bool = Field(True, description="Keep documents in a row from seeing one another.")
+    eval_tokens: int = Field(8192, gt=0, description="Held-out tokens that are measured.")
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> PretrainStage:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps = {self.warmup_steps} leaves none of steps = {self.steps}")
+        return self
+
+
+class _Epochs(_Training):
+    steps: int | None = Field(None, gt=0, description="Optimiser updates; or say `epochs`.")
+    epochs: float | None = Field(None, gt=0, description="Times that all rows are seen; or say `steps`.")
+    template: str = Field(
+        "tokenizer", description="Chat template: the tokenizer's own, or one of depthup's (docs/data.md): `solar` ..."
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> _Epochs:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps, epochs")
+        if self.steps is not None and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps = {self.warmup_steps} leaves none of steps = {self.steps}")
+        return self
+
+
+class SftStage(_Epochs):
+    """Supervised fine-tuning on conversations: the loss is on the answers, their end of turn included."""
+
+    kind: Literal["sft"]
+    rows_per_step: int = Field(gt=0, description="Rows in a global batch; a row holds several conversations.")
+    row_tokens: int = Field(2048, ge=2, description="Tokens in a row; longer conversations are truncated.")
+    format: str | None = Field(
+        None,
+        description="`messages`, `sharegpt`, `alpaca`, `prompt-completion`; told by the rows if not said.",
+    )
+    turns: Literal["all", "last"] = Field("all", description="Answers that are trained on.")
+    train_on_prompt: bool = Field(False, description="Whether the context is trained on, too.")
+    eval_tokens: int = Field(8192, gt=0, description="Held-out tokens that are measured.")
+
+
+class PreferenceStage(_Epochs):
+    """What both kinds of preference training may say."""
+
+    pairs_per_step: int = Field(gt=0, description="Preference pairs in a global batch.")
+    max_tokens: int = Field(1024, ge=2, description="Most tokens of a prompt with one of its answers.")
+    row_tokens: int | None = _free(None, "Tokens in a row, which holds whole pairs; twice max_tokens if not said.")
+    truncate: Literal["prompt", "end", "drop"] = Field("prompt", description="What longer pairs lose.")
+    variant: Literal["sigmoid", "sigmoid_norm", "ipo", "robust", "apo_zero", "simpo"] = Field(
+        "sigmoid", description="The loss (docs/preferences.md)."
+    )
+    beta: float = Field(0.1, gt=0, description="0.01 to 0.5 for sums of log-probabilities, 2 to 10 for means a token.")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Share of pairs taken to be labelled wrongly.")
+    nll_weight: float = Field(0.0, ge=0, description="Weight of the chosen answer's negative log-likelihood.")
+    gamma: float = Field(0.0, ge=0, description="Margin that `simpo` asks for.")
+    min_margin: float | None = Field(None, description="Scored rows whose best and worst lie nearer are left out.")
+    eval_pairs: int = Field(64, gt=0, description="Held-out pairs that are measured.")
+
+
+class DpoStage(PreferenceStage):
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) and kin; its start is the reference."""
+
+    kind: Literal["dpo"]
+
+
+class SdpoStage(PreferenceStage):
+    """Stepwise DPO (Kim et al. 2024, arXiv:2403.19270): chunks from easy to hard; each one's start is its reference."""
+
+    kind: Literal["sdpo"]
+    chunks: int = Field(ge=1, description="Number of chunks; `steps` and `epochs` are those of each.")
+    chunk_by: Literal["accuracy", "source", "given", "random"] = Field(
+        "accuracy", description="`accuracy`: by the first reference's margins; `source`: a chunk for each data file."
+    )
+
+
+class EvaluateStage(_Stage):
+    """Held-out loss of a checkpoint, and what it writes to some prompts."""
+
+    INPUTS: ClassVar[tuple[str, ...]] = ("model",)
+    kind: Literal["evaluate"]
+    model: str = Field(description="Stage or checkpoint folder.")
+    data: str = Field(description="Name of an entry under `data:`.")
+    tokens: int = Field(8192, gt=0, description="Held-out tokens that are measured.")
+    row_tokens: int = Field(2048, ge=2, description="Tokens in a row.")
+    document_mask: bool = Field(True, description="Keep documents in a row from seeing one another.")
+    prompts: tuple[str, ...] = Field((), description="Texts to continue, the likeliest token each time.")
+    max_new_tokens: int = Field(48, gt=0, description="Length of each continuation.")
+    micro_batch_rows: int = _circumstance(4, 1, "Rows in one forward pass: memory and speed, not the result.")
+
+
+class ReportStage(_Stage):
+    """One self-contained HTML page: layer map, loss curve, table, generations, lineage."""
+
+    INPUTS: ClassVar[tuple[str, ...]] = ("evaluations",)
+    kind: Literal["report"]
+    title: str = Field(description="Heading of the page.")
+    evaluations: tuple[str, ...] = Field(min_length=1, description="Evaluate stages, one a row of the table.")
+    summary: str = Field("", description="One sentence below the heading.")
+    notes: tuple[str, ...] = Field((), description="What the result shows, and what it does not.")
+
+
+TrainingStage = PretrainStage | SftStage | DpoStage | SdpoStage
+Stage = ImportStage | UpscaleStage | PretrainStage | SftStage | DpoStage | SdpoStage | EvaluateStage | ReportStage
+STAGE_KINDS: dict[str, type[Stage]] = {
+    get_args(stage.model_fields["kind"].annotation)[0]: stage for stage in get_args(Stage)
+}

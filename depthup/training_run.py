@@ -1,0 +1,200 @@
+"""One training run of a stage: the model is loaded and checked, trained, and written as a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import CheckpointError, RecipeError
+from .files import require_space
+from .stage_data import Job
+from .stage_settings import PreferenceStage, SftStage, TrainingStage
+
+if TYPE_CHECKING:  # torch is loaded when a stage runs
+    from .models import Model, Tokenizer
+    from .training.objectives import Objective
+    from .training.settings import TrainResult, TrainSettings
+
+Evaluate = Any  # a function from a model to figures
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model about to be trained.
+
+    Attributes:
+        model: On its device, in float32, with adapters if the stage asks for them.
+        tokenizer: The model's.
+        source: The checkpoint that it came from.
+        groups: Names of its parameters by group; None where the folder does not tell.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    source: Path
+    groups: Mapping[str, Sequence[str]] | None
+
+
+def load(job: Job, source: Path, *, document_mask: bool) -> Start:
+    """The model of a checkpoint, checked and made ready: nothing of its weights is changed."""
+    from .models import add_lora, load_model, load_tokenizer
+    from .training.objectives import choose_attention, require_document_mask
+
+    stage: TrainingStage = job.stage
+    _refuse_quantised(source)
+    if stage.lora and job.world is not None:
+        raise RecipeError(f"stage {job.name}: lora runs on one device", next_step="leave it out, or run one rank")
+    if stage.sample_prompts and job.world is not None:
+        raise RecipeError(f"stage {job.name}: sample_prompts need one device", next_step="leave them out")
+    # Sixteen bytes a parameter: the saved state in float32 (weights, two moments) and the exported weights.
+    require_space(job.store.root, 16 * shape_of(source)["num_parameters"] * getattr(stage, "chunks", 1))
+    model = load_model(source, str(job.world.device) if job.world else job.device)
+    if document_mask:
+        require_document_mask(model)
+        choose_attention(model)
+    groups = groups_of(source, model, stage)
+    if stage.lora:
+        model = add_lora(model, stage.lora.rank, stage.lora.alpha, stage.lora.targets, job.recipe.seed)
+    return Start(model, load_tokenizer(source), source, groups)
+
+
+def groups_of(source: Path, model: Any, stage: TrainingStage) -> Mapping[str, Sequence[str]] | None:
+    from .growth.freeze import FREEZE_MAP_NAME, read_freeze_map
+
+    if not stage.rates or not (source / FREEZE_MAP_NAME).exists():
+        return None
+    names = [name for name, _ in model.named_parameters()]
+    return read_freeze_map(source).groups(names, within=stage.seam_width if "seam" in stage.rates else 0)
+
+
+def train_stage(
+    job: Job, folder: Path, start: Start, rows: Any, objective: Objective, num_steps: int, rows_per_step: int,
+    evaluate: Evaluate, watch: Any = None, label: str = "",
+) -> TrainResult:  # fmt: skip
+    from .training.loop import train
+    from .training.metrics import LOGGERS
+
+    stage: TrainingStage = job.stage
+    settings = settings_of(job, num_steps, rows_per_step)
+
+    def measure(model: Any) -> dict[str, Any]:
+        figures = evaluate(model)
+        if stage.sample_prompts:
+            figures["samples"] = _samples(job, model, start.tokenizer, stage.sample_prompts)
+        return dict(figures)
+
+    return train(
+        start.model, rows, objective, settings, folder, world=job.world, groups=start.groups, evaluate=measure,
+        watch=watch, loggers=[LOGGERS[name](folder, f"{job.recipe.name}-{job.name}") for name in stage.loggers],
+        label=label or job.name, progress=job.progress,
+    )  # fmt: skip
+
+
+def settings_of(job: Job, num_steps: int, rows_per_step: int) -> TrainSettings:
+    from .training.optimizers import GroupRate
+    from .training.schedule import Schedule
+    from .training.settings import TrainSettings
+
+    stage: TrainingStage = job.stage
+    on_gpu = job.device.startswith("cuda")
+    return TrainSettings(
+        Schedule(stage.schedule, num_steps, stage.warmup_steps, stage.decay_share, stage.final_factor),
+        learning_rate=stage.learning_rate,
+        rows_per_step=rows_per_step,
+        weight_decay=stage.weight_decay,
+        betas=stage.betas,
+        clip_norm=stage.clip_norm,
+        seed=job.recipe.seed,
+        rates={group: GroupRate(rate.factor, rate.from_step) for group, rate in stage.rates.items()},
+        precision=("mixed" if on_gpu else "float32") if stage.precision == "auto" else stage.precision,
+        guard_sigmas=stage.guard_sigmas,
+        eval_every=stage.eval_every,
+        micro_batch_rows=stage.micro_batch_rows,
+        checkpoint_every=stage.checkpoint_every,
+        num_states=stage.num_states,
+        recompute=stage.recompute,
+        compile=stage.compile,
+    )
+
+
+def _samples(job: Job, model: Any, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[dict[str, str]]:
+    from tqdm import tqdm
+
+    from .generation.backend import Sampling
+    from .generation.local import LocalBackend
+
+    texts = LocalBackend(model, tokenizer).generate(prompts, Sampling(48))
+    for prompt, text in zip(prompts, texts, strict=True):
+        if job.progress:
+            tqdm.write(f"{job.name}: {prompt!r} -> {text!r}")
+    return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def export(job: Job, folder: Path, start: Start) -> None:
+    """Write the trained weights as a checkpoint, adapters merged, and remove the saved state, which comes last: a
+    failure before it goes on from there."""
+    from .checkpoint.carry import carry
+    from .models import export_model, load_model, merge_lora
+    from .training.parallel import full_weights
+
+    model = start.model
+    if job.world is not None:
+        weights = full_weights(model, job.world)
+        if not job.world.is_first:
+            job.world.wait()
+            return
+        model = load_model(start.source)
+        model.load_state_dict(weights)
+    if job.stage.lora:
+        model = merge_lora(model)
+    export_model(model, start.source, folder)
+    carry(start.source, folder)
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    if job.world is not None:
+        job.world.wait()
+
+
+def num_steps_of(stage: SftStage | PreferenceStage, num_rows: int, rows_per_step: int) -> int:
+    if stage.steps is not None:
+        return stage.steps
+    assert stage.epochs is not None
+    num_steps = math.ceil(stage.epochs * num_rows / rows_per_step)
+    if stage.warmup_steps >= num_steps:
+        raise RecipeError(
+            f"warmup_steps = {stage.warmup_steps} leaves none of the {num_steps} steps that {stage.epochs:g} epochs of"
+            f" {num_rows:,} are",
+            next_step="lower warmup_steps",
+        )
+    return num_steps
+
+
+def totals(result: TrainResult) -> dict[str, Any]:
+    return {
+        "num_steps": result.num_steps,
+        "num_tokens_seen": result.num_tokens_seen,
+        "num_skipped": result.num_skipped,
+        "held_out_loss": result.held_out_loss,
+    }
+
+
+def shape_of(folder: Path) -> dict[str, Any]:
+    from .checkpoint.names import find_stack
+    from .checkpoint.reader import open_checkpoint
+
+    checkpoint = open_checkpoint(folder)
+    stack = find_stack(checkpoint.tensors, checkpoint.config)
+    return {"num_layers": stack.num_layers, "num_parameters": checkpoint.num_parameters}
+
+
+def _refuse_quantised(folder: Path) -> None:
+    from .checkpoint.reader import read_config
+
+    if read_config(folder).get("quantization_config"):
+        raise CheckpointError(
+            f"{folder} holds quantised weights, which cannot be trained",
+            next_step="train the model they were made from",
+        )
