@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,7 +248,9 @@ def add_lora(model: Model, rank: int, alpha: float, targets: Sequence[str], seed
     )
     torch.manual_seed(seed)
     try:
-        return peft.get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that it will drop in v6
+            return peft.get_peft_model(model, config)
     except ValueError as error:
         raise DepthupError(f"lora: {_first_line(error)}", next_step="name its modules, or all-linear") from error
 

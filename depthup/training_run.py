@@ -162,14 +162,13 @@ def export(job: Job, folder: Path, start: Start) -> None:
 
 def _speak(folder: Path, start: Start, template: str) -> None:
     """Let whoever loads the checkpoint speak to it as it was trained: its chat template, and where a turn ends."""
-    from .data.chat import OWN, chat_encoder
-    from .data.templates import TEMPLATES
+    from .data.chat import chat_encoder
     from .models import save_chat_template, stop_at
 
-    if template != OWN:
-        bos, eos = start.tokenizer.bos_token, start.tokenizer.eos_token
-        save_chat_template(folder, TEMPLATES[template].with_eos(str(eos)).jinja(str(bos or "")))
-    stop_at(folder, chat_encoder(start.tokenizer, template).end_of_turn)
+    encoder = chat_encoder(start.tokenizer, template)
+    if encoder.template is not None:
+        save_chat_template(folder, encoder.template.jinja(start.tokenizer.decode(list(encoder.prefix))))
+    stop_at(folder, encoder.end_of_turn)
 
 
 def num_steps_of(stage: SftStage | PreferenceStage, num_rows: int, rows_per_step: int) -> int:

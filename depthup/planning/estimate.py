@@ -23,7 +23,7 @@ _MEASURED_LAYER_FLOPS = 1e12  # of one layer and micro-batch, forward and backwa
 _LEAST_MFU = 0.05
 # Rows of several documents are masked, which costs attention; nobody has measured these kinds yet: an assumption.
 _KIND_FACTORS = {"sft": 0.9, "dpo": 0.9, "sdpo": 0.9}
-_PROCESSOR_MFU = 0.5  # measured: 44 layers of SmolLM2 on two cores, float32
+_PROCESSOR_MFU = 0.6  # measured: the quickstart on two cores (docs/results/quickstart.json)
 _USABLE = 0.95  # of a device's memory; the rest is lost between blocks of the allocator
 _MOST_DEVICES = 4096
 _LORA_RANK = 16  # that advice tries

@@ -28,7 +28,6 @@ class Device:
         network: Bytes/s in one direction to other nodes. An assumption: it is the cluster's, not the device's.
         price: Dollars an hour. An assumption.
         source: Of the peak.
-        node: Devices of a usual node.
     """
 
     title: str
@@ -39,7 +38,6 @@ class Device:
     network: float
     price: float
     source: str
-    node: int = 8
 
     @property
     def is_processor(self) -> bool:
@@ -58,8 +56,8 @@ DEVICES = {
     "rtx3090": Device("RTX 3090 24 GB", 71e12, 23.5 * _GIB, 0.94e12, 32e9, 1.25e9, 0.25,
                       "NVIDIA GA102 whitepaper: 71, accumulated in float32"),
     "mi300x": Device("MI300X 192 GB", 1307e12, 191 * _GIB, 5.3e12, 448e9, 50e9, 2.50, "AMD MI300X data sheet: 1,307"),
-    # One core, at no price: 64 float32 operations a cycle (two units of 16 lanes, multiply and add) at 2.7 GHz.
-    "cpu": Device("CPU", 172e9, 4 * _GIB, 10e9, 10e9, 1.25e9, 0.0, "64 float32 FLOPs a cycle at 2.7 GHz", 1),
+    # One core, at no price.
+    "cpu": Device("CPU", 86e9, 4 * _GIB, 10e9, 10e9, 1.25e9, 0.0, "each core 32 float32 FLOPs a cycle at 2.7 GHz"),
 }  # fmt: skip
 DISK_BYTES_PER_SECOND = 1e9  # an assumption; one NVMe disk writes 1 to 5 GB/s, a network volume 0.1 to 1
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from depthup.planning.memory import memory
 from depthup.planning.shapes import ModelShape, published_shape
 from depthup.planning.workload import UNIT_TOKENS, Workload, running
 
+REPOSITORY = Path(__file__).parents[2]
 SMOL = published_shape("smollm2-135m").grown(LayerPlan.upscale(30, 8))
 SOLAR = published_shape("mistral-7b").grown(LayerPlan.upscale(32, 8))
 H100 = DEVICES["h100"]
@@ -135,6 +138,19 @@ def test_evaluation_runs_on_one_device_and_writing_is_bound_by_memory() -> None:
     silent, writing = (estimate(replace(work, generated_tokens=n), Cluster(H100, 8)) for n in (0, 100))
     assert silent.num_devices == 1
     assert writing.seconds - silent.seconds == pytest.approx(100 * 4 * SOLAR.num_parameters / 3.35e12)
+
+
+def test_the_recorded_quickstart_took_the_time_that_is_planned() -> None:
+    """docs/results/quickstart.json: two cores with AVX2; 14 steps of 4 rows of 256 tokens, three held-out losses."""
+    recorded = json.loads((REPOSITORY / "docs/results/quickstart.json").read_text())["stages"]
+    cluster = Cluster(this_machine(2, 24e9))
+    trained = Workload("t", "pretrain", SMOL, ALL, 256, rows_per_step=4, micro_batch_rows=4, num_steps=14)
+    found = estimate(replace(trained, forward_tokens=3 * 4096), cluster)
+    assert found.seconds == pytest.approx(recorded["trained"]["circumstance"]["seconds"], rel=0.15)
+    loss = running("l", "evaluate", SMOL, num_tokens=4096, row_tokens=256, rows=4, generated_tokens=64)
+    assert estimate(loss, cluster).seconds == pytest.approx(
+        recorded["trained-loss"]["circumstance"]["seconds"], rel=0.2
+    )
 
 
 @pytest.mark.parametrize(("text", "devices"), [("h100", 1), ("8xH100", 8), (" 2xl40s ", 2)])
