@@ -107,6 +107,18 @@ def test_every_way_is_the_dense_mask(
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 4])
+def test_flash_attention_is_the_dense_mask(window: int | None) -> None:
+    inputs = [tensor.detach().to("cuda", torch.bfloat16).requires_grad_() for tensor in heads()]
+    borders, longest = document_borders(positions())
+    rest = (torch.from_numpy(borders).cuda(), longest, window, 0.3, 2)
+    found, dense = by_flash(*inputs, *rest), by_mask(*inputs, *rest)
+    torch.testing.assert_close(found, dense, rtol=2e-2, atol=2e-2)
+    gradients = [torch.autograd.grad(values.float().square().sum(), inputs) for values in (found, dense)]
+    torch.testing.assert_close(*gradients, rtol=5e-2, atol=5e-2)
+
+
 def test_torch_s_own_function_is_called_by_names_that_it_has() -> None:
     """On a machine without flash attention no more can be asked: its arguments are what we pass."""
     assert {"query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"} <= attention._PARAMETERS

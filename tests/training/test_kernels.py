@@ -147,3 +147,28 @@ def test_back_ends_are_known_and_present() -> None:
         require_backend("chunkd", "cpu")
     with pytest.raises(TrainingError, match="not present on cpu"):
         require_backend("liger", "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["chunked", "native", "liger", "token_logps"])
+def test_on_a_gpu(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled chunk among them, with a rest of another size."""
+    if name in BACKENDS and not BACKENDS[name].is_present("cuda"):
+        pytest.skip(f"{name} is not here")
+    monkeypatch.setitem(kernels.CHUNK_TOKENS, "cuda", 256)
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(size, 64, generator=draw) for size in (600, 1000))
+    hidden, weight = (tensor.to("cuda", dtype).requires_grad_() for tensor in (hidden, weight / 8))
+    labels = torch.randint(0, 1000, (600,), generator=draw).cuda()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    oracle = F.cross_entropy(F.linear(*exact), labels, reduction="sum")
+    if name == "token_logps":
+        loss = -token_logps(hidden, weight, labels).sum()
+    else:
+        loss = summed_loss(hidden, weight, labels, backend=name)
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-4
+    assert loss.item() == pytest.approx(oracle.item(), rel=tolerance)
+    for found, true in zip(gradients(loss, hidden, weight), gradients(oracle, *exact), strict=True):
+        assert (found.double() - true).norm() <= tolerance * true.norm()
