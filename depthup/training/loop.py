@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from .settings import TrainResult, TrainSettings
 from .step import train_step
 
 _MAX_ROLLBACKS = 3
+_BY_FILE = int(getattr(signal, "SIGUSR1", signal.SIGTERM))
 
 
 @dataclass
@@ -272,7 +274,11 @@ def _is_due(step: int, every: int) -> bool:
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[Callable[[], int]]:
-    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request, its number; a second one is obeyed at once."""
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request, its number; a second one is obeyed at once.
+
+    A file that ``DEPTHUP_STOP_FILE`` names asks like SIGUSR1: launchers do not hand every signal on.
+    """
+    file = os.environ.get("DEPTHUP_STOP_FILE")
     requested = 0
 
     def note(signal_number: int, frame: FrameType | None) -> None:
@@ -287,7 +293,7 @@ def _stop_requests() -> Iterator[Callable[[], int]]:
         wanted = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
         previous = {number: signal.signal(number, note) for number in wanted}
     try:
-        yield lambda: requested
+        yield lambda: requested or (_BY_FILE if file and os.path.exists(file) else 0)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
