@@ -147,8 +147,8 @@ def costs_from_config(config: Mapping[str, Any]) -> BaseCosts:
                 f"the config says {key} = {shown(config[key])}", allowed="a whole number above 0, below 2**32"
             )
     try:
-        layer, outside = family(config)
-    except KeyError:  # a config that leaves fields to its class's defaults
+        layer, outside = family({key: value for key, value in config.items() if value is not None})
+    except KeyError:  # a config that leaves fields, or writes null, to its class's defaults
         return BaseCosts(num_layers)
     size = _BYTES.get(str(config.get("dtype") or config.get("torch_dtype")), 2)
     stack = Stack("", num_layers, (), ())

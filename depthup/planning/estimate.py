@@ -179,6 +179,9 @@ def _guessed(work: Workload, shape: ModelShape, device: Device, mfu: float | Non
             f"a micro-batch of {tokens:,} tokens will not reach the MFU, which was measured with as much work as"
             f" {enough:,.0f} tokens are for this model; state your own with --mfu"
         )
+    if shape.num_active_parameters < shape.num_parameters:
+        active, every = shape.num_active_parameters / 1e9, shape.num_parameters / 1e9
+        yield f"a token meets {active:.2f} of {every:.2f} billion parameters; the MFU of mixtures was not measured"
     if work.num_steps is None:
         yield f"its data are not counted: time and cost are of {UNIT_TOKENS:,} tokens"
     if work.at_most:

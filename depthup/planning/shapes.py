@@ -171,14 +171,14 @@ _MIXTURES = {"mixtral": "mistral", "qwen2_moe": "qwen2", "qwen3_moe": "qwen3"}
 
 def _counted(config: Mapping[str, Any], layer: LayerShape, total: int, is_sparse: bool) -> LayerShape:
     """The layer with its counts; ``total`` is that of a dense layer of ``intermediate_size``."""
-    hidden, inner = _first(config, "hidden_size", "n_embd"), config.get("intermediate_size") or layer.inner
+    hidden, inner = _first(config, "hidden_size", "n_embd"), _size(config, "intermediate_size") or layer.inner
     mlp = (3 if _is_gated(config) else 2) * hidden * inner
     attention = 2 * hidden * (layer.queries + layer.keys)
     if not is_sparse:
         return replace(layer, parameters=total, active=total, matrices=attention + mlp)
     num_experts, num_routes = _experts(config)
     expert = 3 * hidden * _first(config, "moe_intermediate_size", "intermediate_size")
-    shared = config.get("shared_expert_intermediate_size") or 0
+    shared = _size(config, "shared_expert_intermediate_size") or 0
     beside = hidden * num_experts + (
         3 * hidden * shared + hidden if shared else 0
     )  # router, shared expert and its gate
@@ -196,16 +196,15 @@ def _layers(fields: Mapping[str, Any], sparse: Iterable[bool]) -> list[LayerShap
     hidden = _first(fields, "hidden_size", "n_embd", "d_model")
     heads = _first(fields, "num_attention_heads", "n_head", "num_heads", "n_heads")
     default = {"qwen3": 128, "gemma": 256, "gemma2": 256, "gemma3_text": 256}
-    width = fields.get("head_dim") or default.get(str(fields.get("model_type"))) or hidden // heads
-    queries = heads * width
-    keys = (fields.get("num_key_value_heads") or fields.get("num_kv_heads") or heads) * width
-    if type(fields.get("v_head_dim")) is int:  # latent attention (DeepSeek): keys are wider than values
+    width = _size(fields, "head_dim") or default.get(str(fields.get("model_type"))) or hidden // heads
+    queries, keys = heads * width, (_size(fields, "num_key_value_heads", "num_kv_heads") or heads) * width
+    if value := _size(fields, "v_head_dim"):  # latent attention (DeepSeek): keys are wider than values
         wide = _first(fields, "qk_nope_head_dim") + _first(fields, "qk_rope_head_dim")
-        queries = keys = heads * (wide + fields["v_head_dim"]) // 2
-    inner = fields.get("intermediate_size") or fields.get("n_inner") or fields.get("ffn_dim") or 4 * hidden
+        queries = keys = heads * (wide + value) // 2
+    inner = _size(fields, "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size") or 4 * hidden
     _, num_routes = _experts(fields)
-    routed = num_routes * (fields.get("moe_intermediate_size") or inner)
-    routed += fields.get("shared_expert_intermediate_size") or 0
+    routed = num_routes * (_size(fields, "moe_intermediate_size") or inner)
+    routed += _size(fields, "shared_expert_intermediate_size") or 0
     sparse = list(sparse)
     return [
         LayerShape(0, 0, 0, queries, keys, routed if is_sparse else inner, num_routes if is_sparse else 0, window)
@@ -216,7 +215,7 @@ def _layers(fields: Mapping[str, Any], sparse: Iterable[bool]) -> list[LayerShap
 def _model(fields: Mapping[str, Any], layers: tuple[LayerShape, ...], outside: int, size: float) -> ModelShape:
     family = str(fields.get("model_type"))
     return ModelShape(
-        layers, _first(fields, "hidden_size", "n_embd", "d_model"), fields.get("vocab_size") or 0, outside, size,
+        layers, _first(fields, "hidden_size", "n_embd", "d_model"), _size(fields, "vocab_size") or 0, outside, size,
         gated=_is_gated(fields),
         norms=4 if family in ("gemma2", "gemma3_text") else 2,
         head_norms=family in ("qwen3", "qwen3_moe", "gemma3_text", "olmo2", "olmo3"),
@@ -234,22 +233,22 @@ _UNGATED = frozenset(
 
 def _experts(fields: Mapping[str, Any]) -> tuple[int, int]:
     """(routed experts of a layer, experts that a token is routed to); (0, 0) for dense models."""
-    keys = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    num_experts = next((fields[key] for key in keys if type(fields.get(key)) is int), 0)
-    routes = ("num_experts_per_tok", "moe_k", "num_experts_per_token", "moe_topk")
-    return num_experts, next((fields[key] for key in routes if type(fields.get(key)) is int), 2) if num_experts else 0
+    num_experts = _size(fields, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts") or 0
+    num_routes = _size(fields, "num_experts_per_tok", "moe_k", "num_experts_per_token", "moe_topk") or 2
+    return num_experts, min(num_routes, num_experts)
 
 
 def _sparse_layers(config: Mapping[str, Any], num_layers: int) -> list[bool]:
-    dense, step = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step") or 1
+    dense, step = config.get("mlp_only_layers"), _size(config, "decoder_sparse_step") or 1
+    dense = dense if isinstance(dense, list) else []
     return [layer not in dense and (layer + 1) % step == 0 for layer in range(num_layers)]
 
 
 def _windows(fields: Mapping[str, Any], num_layers: int) -> list[int | None]:
     """Each layer's window of attention, as far as the config says one."""
-    window, family = fields.get("sliding_window"), str(fields.get("model_type"))
-    if type(window) is not int or fields.get("use_sliding_window") is False:
-        return [None] * num_layers
+    window, family = _size(fields, "sliding_window"), str(fields.get("model_type"))
+    if fields.get("use_sliding_window") is False:
+        window = None
     kinds = fields.get("layer_types")
     if isinstance(kinds, list) and len(kinds) == num_layers:
         return [window if kind == "sliding_attention" else None for kind in kinds]
@@ -258,13 +257,18 @@ def _windows(fields: Mapping[str, Any], num_layers: int) -> list[int | None]:
     if family == "gemma2":  # every second layer, beginning with the first
         return [None if layer % 2 else window for layer in range(num_layers)]
     if family == "gemma3_text":  # five of six
-        every = fields.get("sliding_window_pattern") or 6
+        every = _size(fields, "sliding_window_pattern") or 6
         return [None if (layer + 1) % every == 0 else window for layer in range(num_layers)]
     return [None] * num_layers
 
 
+def _size(fields: Mapping[str, Any], *keys: str) -> int | None:
+    """The first of these fields that holds a number which a size can be; what else a file may say is passed over."""
+    return next((fields[key] for key in keys if type(fields.get(key)) is int and 0 < fields[key] < 1 << 32), None)
+
+
 def _first(fields: Mapping[str, Any], *keys: str) -> int:
-    for key in keys:
-        if type(fields.get(key)) is int:
-            return int(fields[key])
-    raise PlanError(f"the config states none of {', '.join(keys)}", next_step="write it into config.json")
+    found = _size(fields, *keys)
+    if found is None:
+        raise PlanError(f"the config states no {', '.join(keys)}", next_step="write it into config.json")
+    return found

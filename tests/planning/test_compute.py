@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pico
@@ -10,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from depthup.checkpoint.reader import open_checkpoint
 from depthup.costs import FAMILIES
-from depthup.errors import PlanError
+from depthup.errors import DepthupError, PlanError
 from depthup.layers import LayerPlan
 from depthup.planning.compute import (
     Trainable,
@@ -151,6 +152,14 @@ def test_recomputing_everything_adds_a_forward_pass_of_the_layers() -> None:
     full = recomputed_flops(shape, 2048, "full")
     assert full == forward_flops(shape, 2048) - 2 * shape.head
     assert recomputed_flops(shape, 2048, "selective") == 0  # of what is no product
+
+
+@pytest.mark.parametrize("value", ["x", -1, 0, 1.5, None, [], {}, True, 1 << 70])
+@pytest.mark.parametrize("config", [MIXTRAL, QWEN3_30B, {**B1_32, "sliding_window": 5, "layer_types": []}])
+def test_whatever_a_config_says_it_is_read_or_refused(config: dict, value: object) -> None:
+    for key in config:
+        with contextlib.suppress(DepthupError):
+            shape_from_config({**config, key: value})
 
 
 def test_an_unknown_family_without_headers_is_refused_by_name() -> None:
