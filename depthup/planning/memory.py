@@ -19,6 +19,7 @@ Kernels = Literal["eager", "compiled"]
 LOSS_CHUNK_TOKENS = {"processor": 512, "gpu": 4096}  # of which logits are alive at a time (training/kernels.py)
 _CONTEXT = 1.5e9  # CUDA context, kernels and workspaces of one process: an assumption
 _COLLECTIVES = 1.0e9  # buffers of NCCL: an assumption
+UPDATE_PORTION = 1 << 25  # parameters that the optimizer updates together
 _PROCESS = 0.4e9  # interpreter, torch and transformers on a processor: measured
 
 
@@ -118,8 +119,8 @@ def _update(work: Workload, shape: ModelShape, layout: Layout) -> Item:
     """Copies that the optimizer makes; activations are gone by then."""
     assert work.trainable is not None
     size, trained = widths(work, layout).update, trained_parameters(shape, work.trainable)
-    how = f"{size} B x {_count(trained)}" + (f" / {layout.shards}" if layout.shards > 1 else "")
-    return Item("float32 copies in the update", size * trained / layout.shards, how)
+    at_once = min(trained / layout.shards, UPDATE_PORTION + shape.vocab * shape.hidden)
+    return Item("float32 copies in the update", size * at_once, f"{size} B x {_count(round(at_once))} at a time")
 
 
 def _looking(work: Workload, shape: ModelShape, layout: Layout) -> Iterator[Item]:

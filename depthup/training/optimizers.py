@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from ..errors import TrainingError
+
+_PORTION = 1 << 25  # parameters that are updated together: 128 MB in float32
 
 Precision = Literal["float32", "mixed", "bfloat16"]
 
@@ -123,8 +125,7 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         assert closure is None
-        for group in self.param_groups:
-            params = [parameter for parameter in group["params"] if parameter.grad is not None]
+        for group, params in self._portions():
             states = [self.state[parameter] for parameter in params]
             masters = [state.get("master", parameter) for state, parameter in zip(states, params, strict=True)]
             weights = [master.float() for master in masters]  # the master itself, or a float32 copy of the weight
@@ -147,6 +148,20 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
             )
             for parameter, weight, state in zip(params, weights, states, strict=True):
                 parameter.copy_(weight if "master" in state else round_stochastically(weight))
+
+    def _portions(self) -> Iterator[tuple[dict[str, Any], list[nn.Parameter]]]:
+        """Parameters with gradients, some at a time: what is cast to float32 for an update must not be a whole model."""
+        for group in self.param_groups:
+            portion: list[nn.Parameter] = []
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                portion.append(parameter)
+                if sum(each.numel() for each in portion) >= _PORTION:
+                    yield group, portion
+                    portion = []
+            if portion:
+                yield group, portion
 
 
 def round_stochastically(values: Tensor) -> Tensor:

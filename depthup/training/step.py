@@ -112,7 +112,7 @@ def out_of_memory(settings: TrainSettings, batch: Batch) -> TrainingError:
     if settings.recompute != "full":
         advice.append(f"recompute: {'selective' if settings.recompute == 'none' else 'full'}")
     if settings.precision == "float32":
-        advice.append("precision: mixed (half the activations), or bfloat16 (also 6 bytes a parameter less)")
+        advice.append("precision: mixed (half the activations), or bfloat16 (also 4 bytes a parameter less)")
     advice.append("more ranks, or lora")
     return TrainingError(
         f"the memory of the device does not hold {rows} rows of {batch.input_ids.shape[1]} tokens in one pass",
