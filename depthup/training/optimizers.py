@@ -150,7 +150,7 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
                 parameter.copy_(weight if "master" in state else round_stochastically(weight))
 
     def _portions(self) -> Iterator[tuple[dict[str, Any], list[nn.Parameter]]]:
-        """Parameters with gradients, some at a time: what is cast to float32 for an update must not be a whole model."""
+        """Parameters with gradients, some at a time: what an update casts to float32 must not be a whole model."""
         for group in self.param_groups:
             portion: list[nn.Parameter] = []
             for parameter in group["params"]:
