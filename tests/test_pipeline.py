@@ -28,7 +28,10 @@ from depthup.recipe import load_recipe, parse_recipe
 
 REPOSITORY = Path(__file__).parents[1]
 PICO = REPOSITORY / "recipes" / "pico"
-NAMES = ["base", "target", "base-loss", "target-loss", "trained", "trained-loss", "page"]
+NAMES = [
+    "base", "target", "base-loss", "target-loss", "trained", "tuned", "preferred", "stepwise", "trained-loss",
+    "preferred-loss", "page",
+]  # fmt: skip
 
 
 def changed(stage: str, **settings: Any):
@@ -102,8 +105,10 @@ def test_a_second_run_does_nothing(made) -> None:
 @pytest.mark.parametrize(
     ("stage", "settings", "rebuilt", "reason"),
     [
-        ("trained", {"learning_rate": 1e-3}, ["trained", "trained-loss", "page"], "learning_rate: 0.003 -> 0.001"),
-        ("target", {"remove": 0}, ["target", "target-loss", "trained", "trained-loss", "page"], "remove: 1 -> 0"),
+        ("trained", {"learning_rate": 1e-3}, NAMES[4:], "learning_rate: 0.003 -> 0.001"),
+        ("target", {"remove": 0}, ["target", *NAMES[3:]], "remove: 1 -> 0"),
+        ("preferred", {"beta": 0.2}, ["preferred", "preferred-loss", "page"], "beta: 0.1 -> 0.2"),
+        ("stepwise", {"chunks": 3}, ["stepwise"], "chunks: 2 -> 3"),
         ("base-loss", {"tokens": 1024}, ["base-loss", "page"], "tokens: 2048 -> 1024"),
         ("page", {"title": "Other"}, ["page"], "title: A random model"),
         ("data", {"held_out": 0.3}, NAMES[2:], "data.held_out: 0.2 -> 0.3"),
@@ -125,15 +130,15 @@ def test_one_changed_setting_rebuilds_its_stage_and_what_comes_from_it(made, sta
 def test_a_renamed_stage_is_found_and_shown_under_its_new_name(made) -> None:
     store, nodes, _ = made
     value = load_recipe(PICO).model_dump(mode="json", exclude_none=True)
-    text = json.dumps(value).replace('"trained"', '"tuned"')
+    text = json.dumps(value).replace('"trained"', '"healed"')
     renamed = parse_recipe(json.loads(text))
     again = run(renamed, Store(store.root), progress=False, device="cpu", tell=lambda line: None)
-    assert again["tuned"].fingerprint == nodes["trained"].fingerprint
-    (row,) = [line.split() for line in outcome(again).splitlines() if line.startswith("tuned")]
+    assert again["healed"].fingerprint == nodes["trained"].fingerprint
+    (row,) = [line.split() for line in outcome(again).splitlines() if line.startswith("healed")]
     (before,) = [line.split() for line in outcome(nodes).splitlines() if line.startswith("trained")]
     assert row[1:] == before[1:]
     page = (again["page"].folder / "page.html").read_text()
-    assert "tuned" in page
+    assert "healed" in page
     assert "as it came" not in page
 
 
