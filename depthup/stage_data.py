@@ -96,6 +96,7 @@ def data_identity(recipe: Recipe, name: str, digests: Digests) -> dict[str, Any]
         **source_of(recipe, name).identity(digests.of),
         "held_out": data.held_out,
         "max_documents": data.max_documents,
+        **({"max_tokens": data.max_tokens} if data.max_tokens else {}),
     }
 
 
@@ -175,7 +176,7 @@ def _tokens(job: Job, checkpoint: Path, tokenizer: Tokenizer, part: str, split: 
         else:
             items = select(source, split, data.held_out, data.max_documents)
             encoder = TextEncoder(tokenizer, end_of_text(tokenizer))
-        write_encoded(items, encoder, folder, advance, num_workers=workers)
+        write_encoded(items, encoder, folder, advance, num_workers=workers, max_tokens=data.max_tokens)
 
     return open_tokens(_made_once(job, checkpoint, part, split, settings, make))
 

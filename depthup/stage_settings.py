@@ -27,6 +27,12 @@ def _free(default: Any, description: str) -> Any:
 class _Data(Settings):
     held_out: float = Field(0.1, gt=0, lt=1, description="Share of documents that is held out, chosen by hash.")
     max_documents: int | None = Field(None, gt=0, description="Use at most so many documents of each side.")
+    max_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="Stop reading a side behind the document that reaches so many tokens: a data set on the"
+        " hub is streamed only so far. Not for preference pairs.",
+    )
 
 
 class InstalledDocsData(_Data):

@@ -118,7 +118,25 @@ def settings_of(job: Job, num_steps: int, rows_per_step: int) -> TrainSettings:
         num_states=stage.num_states,
         recompute=stage.recompute,
         compile=stage.compile,
+        **(_yardstick(job) if on_gpu else {}),
     )
+
+
+def _yardstick(job: Job) -> dict[str, Any]:
+    """FLOPs of a token and the devices' peak, for the MFU of a run on GPUs; of LoRA's runs, as if all were trained."""
+    import torch
+
+    from .checkpoint.reader import open_checkpoint
+    from .planning.compute import training_flops
+    from .planning.hardware import peak_of
+    from .planning.shapes import shape_of as sizes_of
+
+    stage: TrainingStage = job.stage
+    row_tokens = getattr(stage, "row_tokens", None) or 2 * getattr(stage, "max_tokens", 1024)
+    shape = sizes_of(open_checkpoint(job.folders[stage.model]))
+    peak = peak_of(torch.cuda.get_device_name(torch.device(job.device)))
+    size = job.world.size if job.world else 1
+    return {"flops_per_token": training_flops(shape, row_tokens), "peak_flops": peak * size if peak else None}
 
 
 def _samples(job: Job, model: Any, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[dict[str, str]]:

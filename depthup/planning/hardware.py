@@ -128,3 +128,10 @@ def this_machine(num_cores: int, memory: float) -> Device:
     """The processor of a machine with so many cores and bytes of memory."""
     core = DEVICES["cpu"]
     return replace(core, title=f"CPU, {num_cores} cores", peak=core.peak * num_cores, memory=memory)
+
+
+def peak_of(name: str) -> float | None:
+    """Peak of a device in bfloat16, FLOP/s, by the name that its driver gives (``NVIDIA H100 80GB HBM3``), if known."""
+    words = name.lower().replace("-", " ").replace("geforce ", "").replace("rtx ", "rtx").split()
+    found = [device.peak for key, device in DEVICES.items() if key.partition("-")[0] in words]
+    return found[0] if found else None
