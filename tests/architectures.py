@@ -28,8 +28,10 @@ generation with a cache agrees with generation without wherever it does in the b
 that the class would fill in, the base is proved once more without it. A family with several stacks has a row for
 each. `m` is the number of layers removed from each copy in the proof (of 5 to 8 layers).
 
-**{num_right} of {num} rows are right, {num_refused} are refused** with the reason that is printed below, as `depthup
-upscale` says it. {wrong}
+**{num_right} of {num} rows are right ({share:.0%}), {num_refused} are refused** with the reason that is printed below, as
+`depthup upscale` says it. {wrong} {num_pyramids} of the refused rows are built of stages of unlike width (convolution
+pyramids, hierarchical vision models): no stack of like layers, no depth up-scaling. Of the other {num_stacks} rows
+{share_stacks:.0%} are right.
 
 | family | verdict | m | reason |
 |---|---|---|---|
@@ -46,9 +48,18 @@ def page(verdicts: dict[str, dict[str, Any]]) -> str:
         f"| `{name}` | {verdict['outcome']} | {verdict['num_removed'] or ''} | {_reason(verdict)} |"
         for name, verdict in sorted(known.items())
     ]
-    head = _HEAD.format(version=transformers.__version__, num=len(known), num_right=counts["right"],
-                        num_refused=counts["refused"], wrong=wrong)  # fmt: skip
+    num_pyramids = sum(is_pyramid(verdict["reason"]) for verdict in known.values())
+    head = _HEAD.format(
+        version=transformers.__version__, num=len(known), num_right=counts["right"], num_refused=counts["refused"],
+        wrong=wrong, share=counts["right"] / len(known), num_pyramids=num_pyramids,
+        num_stacks=len(known) - num_pyramids, share_stacks=counts["right"] / (len(known) - num_pyramids),
+    )  # fmt: skip
     return head + "\n".join(lines) + "\n"
+
+
+def is_pyramid(reason: str) -> bool:
+    """Whether a refusal says that the model has no stack of like layers at all."""
+    return "is built of stages of unlike width" in reason
 
 
 def stated() -> dict[str, str]:

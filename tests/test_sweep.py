@@ -31,7 +31,7 @@ def test_the_verdict_is_the_one_that_the_page_states(specimen: zoo.Specimen, tmp
 
 def test_the_page_states_no_row_that_is_not_in_the_zoo() -> None:
     assert STATED.keys() <= {specimen.family for specimen in ROWS}
-    assert list(STATED.values()).count("right") >= 0.8 * len(STATED)
+    assert list(STATED.values()).count("right") >= 0.9 * len(STATED)
 
 
 # What cannot be built here, and why.

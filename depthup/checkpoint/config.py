@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import CheckpointError, PlanError, nearest, shown
 from ..layers import LayerPlan
 from .fields import (
+    BACKBONE_KINDS,
     ENCODER_LISTS,
     ENCODER_REFUSED,
     IMPLIED,
@@ -273,6 +274,8 @@ def _is_per_layer(key: str, value: list[Any], stack: Stack, lists: Mapping[str, 
     if key == "no_rope_layers" and not value:
         return False  # Llama 4 writes an empty list for "not said"
     if key in ENCODER_LISTS and stack.role == "decoder":
+        return False
+    if key == "layer_types" and BACKBONE_KINDS.issuperset(value):
         return False
     if key in LAYER_LISTS and key not in ("block_types", "intermediate_size"):
         if len(value) != stack.num_layers:

@@ -19,6 +19,8 @@ LAYER_LISTS = frozenset({
     "attention_window", "num_attention_heads_per_layer", "num_key_value_heads_per_layer", "layers_num_experts",
     "block_configs", "intermediate_size", "num_query_heads", "num_kv_heads", "ffn_multipliers", "block_types",
 })  # fmt: skip
+# Values of such a list that speak of a convolution backbone's blocks instead.
+BACKBONE_KINDS = frozenset({"basic", "bottleneck"})
 # Of an encoder and a decoder, these speak of the encoder's layers.
 ENCODER_LISTS = frozenset({"attention_window"})
 # Objects with one entry for a layer, by its index as text.
@@ -235,7 +237,6 @@ COMPANIONS = {
     "d_fine": ("layers", ("bbox_embed", "class_embed", "lqe_layers")),
     "deimv2": ("layers", ("bbox_embed", "class_embed", "lqe_layers")),
     "pp_doclayout_v2": ("layers", ("bbox_embed", "class_embed")),
-    "pp_doclayout_v3": ("layers", ("bbox_embed", "class_embed")),
     "rt_detr": ("layers", ("bbox_embed", "class_embed")),
     "rt_detr_v2": ("layers", ("bbox_embed", "class_embed")),
 }
@@ -246,6 +247,7 @@ SWITCHED_PERIODS = {"stagger_local_blocks": 2}
 # Models other parts of which hang on the layers of a stack in a way that depthup does not carry over yet.
 NOT_CARRIED = {
     "bridgetower": "its cross-modal layers are counted from the end of the text and the vision stack",
+    "pp_doclayout_v3": "a head for each decoder layer stands elsewhere",
     "dpt": "its head takes in what certain layers put out, and the proof of that failed",
     "sam3": "its detector's parts state their depths for one another",
     "sam3_video": "its detector's parts state their depths for one another",

@@ -41,6 +41,8 @@ SPECIMENS = [
         "pp_doclayout_v2",
         "PPDocLayoutV2ForObjectDetection",
         **_QUERIES,
+        class_thresholds=[0.5] * 40,
+        class_order=[0] * 40,
         backbone_config=_HGNET,
         reading_order_config={
             "num_hidden_layers": 5,
