@@ -240,6 +240,10 @@ COMPANIONS = {
     "rt_detr": ("layers", ("bbox_embed", "class_embed")),
     "rt_detr_v2": ("layers", ("bbox_embed", "class_embed")),
 }
+# Families in which one number is the depth of two stacks: both grow, by one plan.
+TWINS = frozenset({"blt", "idefics", "mimi", "video_llava"})
+# Families whose prefixes do not tell which part of the config speaks of them: prefix -> part ("": none does).
+PLACES = {"cosmos3_omni": {"blocks": "vision_config"}, "unlimited_ocr": {"model.sam_model.blocks": ""}}
 # Families whose decoder's cache has as many places as the encoder has layers, in transformers' classes.
 CACHE_BY_ENCODER = frozenset({"longt5", "mt5", "switch_transformers", "t5", "udop", "umt5"})
 # Switches that, when they are on, make layers differ by their index modulo a number.

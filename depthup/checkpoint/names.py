@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError
-from .fields import COMPANIONS, INDEX_DEPENDENT
+from .fields import COMPANIONS, INDEX_DEPENDENT, PLACES, TWINS
 from .indices import indexed_prefixes, is_index, layer_containers
 
 # Config fields that state a depth (transformers' attribute maps).
@@ -31,6 +31,7 @@ PART_DEPTH_KEYS = {
     "resampler_depth": "perceiver", "speech_encoder_layers": "speech_encoder", "t2u_encoder_layers": "t2u_model",
     "t2u_decoder_layers": "t2u_model", "pred_num_hidden_layers": "predictor", "mit_num_hidden_layers": "mit.",
     "prompt_layers": "prompts_generator", "num_spatial_layers": "spatial", "num_temporal_layers": "temporal",
+    "l_layers": "encoder.layer.", "r_layers": "encoder.r_layers", "x_layers": "encoder.x_layers",
     "num_auxiliary_layers": "auxiliary", "memory_attention_num_layers": "memory_attention",
 }  # fmt: skip
 ENCODER_KEYS = ("encoder_layers", "num_encoder_layers", "encoder_num_hidden_layers", "num_layers")
@@ -124,7 +125,7 @@ def find_stack(names: Iterable[str], config: Mapping[str, Any], wanted: str | No
                 allowed=listed,
                 next_step="name one by its prefix, with --stack PREFIX",
             )
-        return chosen[0]
+        return _with_twins(chosen[0], stacks, config)
     if len(stacks) == 1:
         return stacks[0]
     if stacks:
@@ -150,6 +151,21 @@ def find_stack(names: Iterable[str], config: Mapping[str, Any], wanted: str | No
         f" the config states {stated or 'no depth'}",
         next_step="run `depthup check` on the checkpoint",
     )
+
+
+def _with_twins(stack: Stack, stacks: Sequence[Stack], config: Mapping[str, Any]) -> Stack:
+    """The stack with those whose depth the same number states: in some families they can only grow together."""
+    if str(config.get("model_type")) not in TWINS:
+        return stack
+    twins = [
+        other.prefix
+        for other in stacks
+        if other.prefix != stack.prefix
+        and (other.scope, other.num_layers) == (stack.scope, stack.num_layers)
+        and (shared := set(other.depth_keys) & set(stack.depth_keys))
+        and "num_layers" not in shared
+    ]  # fmt: skip  (T5 has a second number to say it)
+    return replace(stack, companions=(*stack.companions, *twins)) if twins else stack
 
 
 def find_stacks(names: Iterable[str], config: Mapping[str, Any]) -> Iterator[Stack]:
@@ -272,6 +288,9 @@ def _whole(containers: Iterable[str], config: Mapping[str, Any]) -> _Whole:
 def _rank(prefix: str, depth: Depth, config: Mapping[str, Any], whole: _Whole) -> int | None:
     """How well a number in the config fits as the depth of a prefix; None if it cannot speak of it."""
     scope = ".".join(depth.scope)
+    known = PLACES.get(str(config.get("model_type")), {})
+    if prefix in known and depth.scope[:1] != (known[prefix],):
+        return None
     if depth.key in PART_DEPTH_KEYS:
         return 8 if PART_DEPTH_KEYS[depth.key] in f"{prefix}." else None
     rank = 0

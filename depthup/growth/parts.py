@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..checkpoint.config import layer_kinds
-from ..checkpoint.fields import SPECIAL_ENDS, STORED_FIRST
+from ..checkpoint.fields import PLACES, SPECIAL_ENDS, STORED_FIRST
 from ..checkpoint.indices import indexed_prefixes
 from ..checkpoint.names import Stack, find_stacks
 from ..checkpoint.quantization import layer_forms
@@ -56,12 +56,14 @@ def require_alone(base: Checkpoint, stack: Stack) -> None:
     stacks = list(find_stacks(base.tensors, base.config))
     for other in stacks:
         both = other.scope == stack.scope and set(other.depth_keys) & set(stack.depth_keys)
-        if both and other.prefix != stack.prefix and "num_layers" not in both:  # T5 has a second number to say it
+        known = {stack.prefix, *stack.companions}
+        if both and other.prefix not in known and "num_layers" not in both:  # T5 has a second number to say it
             raise CheckpointError(
                 f"{min(both)} is the depth of {stack.prefix} and of {other.prefix}: one of them cannot grow alone",
                 next_step="this architecture is not supported yet",
             )
-    others = {other.prefix for other in stacks} | set(stack.companions)
+    elsewhere = PLACES.get(str(base.config.get("model_type")), {})
+    others = {*(other.prefix for other in stacks), *stack.companions, *elsewhere}
     for prefix, indices in indexed_prefixes(base.tensors).items():
         beside = prefix.startswith(f"{parent}.") if parent else "." not in prefix
         if beside and len(indices) == stack.num_layers > 1 and prefix not in others:

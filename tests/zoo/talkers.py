@@ -30,7 +30,6 @@ SPECIMENS = [
         depth_decoder_config={"num_codebooks": 4, "num_hidden_layers": 5},
         stacks={
             "text": "backbone_model.layers",
-            "codec": "codec_model.encoder_transformer.layers",
         },
     ),
     *_stacks(
@@ -47,7 +46,7 @@ SPECIMENS = [
         num_codebooks=4,
         codebook_vocab_size=16,
         codec_config=_MIMI,
-        stacks={"text": "model.layers", "codec": "codec_model.encoder_transformer.layers"},
+        stacks={"text": "model.layers"},
     ),
     *_stacks(
         "dia",
