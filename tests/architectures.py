@@ -29,9 +29,9 @@ that the class would fill in, the base is proved once more without it. A family 
 each. `m` is the number of layers removed from each copy in the proof (of 5 to 8 layers).
 
 **{num_right} of {num} rows are right ({share:.0%}), {num_refused} are refused** with the reason that is printed below,
-as `depthup upscale` says it. {wrong} {num_pyramids} of the refused rows are built of stages of unlike width (convolution
-pyramids, hierarchical vision models): no stack of like layers, no depth up-scaling. Of the other {num_stacks} rows
-{share_stacks:.0%} are right.
+as `depthup upscale` says it. {wrong} {num_pyramids} of the refused rows are built of stages of unlike width
+(convolution pyramids, hierarchical vision models): no stack of like layers, no depth up-scaling. Of the other
+{num_stacks} rows {share_stacks:.0%} are right.
 
 | family | verdict | m | reason |
 |---|---|---|---|
