@@ -107,7 +107,7 @@ def _as_named_now(record: Record | None, stage: Stage, nodes: dict[str, Node]) -
 def _why(other: Record, what: dict[str, Any], stage: Stage, nodes: dict[str, Node]) -> str:
     for key in stage.INPUTS:
         value = getattr(stage, key)
-        for source in [value] if isinstance(value, str) else value:
+        for source in [value] if isinstance(value, str) else value or ():
             if source in nodes and other.inputs.get(source) not in (None, nodes[source].fingerprint):
                 return f"its input {source} changed"
     return first_difference(other.identity, what) or "unknown"

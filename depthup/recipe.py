@@ -102,7 +102,7 @@ def _check_mixtures(data: Mapping[str, Any], where: str) -> None:
 def _check_references(stage: Stage, place: str, data: Mapping[str, Any], above: Mapping[str, Stage]) -> None:
     for setting in stage.INPUTS:
         value = getattr(stage, setting)
-        for name in [value] if isinstance(value, str) else value:
+        for name in [value] if isinstance(value, str) else value or ():
             is_folder = ("/" in name or Path(name).is_dir()) and setting != "evaluations"
             if name not in above and not is_folder:
                 raise RecipeError(

@@ -220,12 +220,19 @@ class _Training(_Stage):
 class PretrainStage(_Training):
     """Continued pretraining on the next token of plain text."""
 
+    INPUTS: ClassVar[tuple[str, ...]] = ("model", "optimizer_from")
     kind: Literal["pretrain"]
     steps: int = Field(gt=0, description="Optimiser updates.")
     rows_per_step: int = Field(gt=0, description="Rows in a global batch.")
     row_tokens: int = Field(2048, ge=2, description="Tokens in a row.")
     document_mask: bool = Field(True, description="Keep documents in a row from seeing one another.")
     eval_tokens: int = Field(8192, gt=0, description="Held-out tokens that are measured.")
+    keep_optimizer: bool = Field(False, description="Keep the optimizer's moments beside the weights.")
+    optimizer_from: str | None = Field(
+        None,
+        description="Stage or folder that kept its moments, to start with; for a model that a surgery made of it,"
+        " they follow the plan.",
+    )
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> PretrainStage:

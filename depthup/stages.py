@@ -50,7 +50,7 @@ def identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, str], digests: D
     settings: dict[str, Any] = stage.model_dump(mode="json", exclude=left_out)
     for key in stage.INPUTS:
         value = getattr(stage, key)
-        settings[key] = inputs[value] if isinstance(value, str) else [inputs[name] for name in value]
+        settings[key] = inputs[value] if isinstance(value, str) else [inputs[name] for name in value or ()]
     if isinstance(stage, ImportStage) and stage.gguf is not None:
         settings["gguf"] = digests.of(package_file(stage.gguf))
     if isinstance(stage, TrainingStage | EvaluateStage):

@@ -89,8 +89,8 @@ def train_stage(
 
     return train(
         start.model, rows, objective, settings, folder, world=job.world, groups=start.groups, evaluate=measure,
-        watch=watch, loggers=[LOGGERS[name](folder, f"{job.recipe.name}-{job.name}") for name in stage.loggers],
-        label=label or job.name, progress=job.progress,
+        watch=watch, label=label or job.name, progress=job.progress, **_moments(job, folder, start),
+        loggers=[LOGGERS[name](folder, f"{job.recipe.name}-{job.name}") for name in stage.loggers],
     )  # fmt: skip
 
 
@@ -120,6 +120,36 @@ def settings_of(job: Job, num_steps: int, rows_per_step: int) -> TrainSettings:
         compile=stage.compile,
         **(_yardstick(job) if on_gpu else {}),
     )
+
+
+def _moments(job: Job, folder: Path, start: Start) -> dict[str, Any]:
+    """What a pretraining run does with the optimizer's moments before its first step and after its last."""
+    stage = job.stage
+    if not isinstance(stage, PretrainStage) or not (stage.keep_optimizer or stage.optimizer_from):
+        return {}
+    if job.world is not None or stage.lora:
+        raise RecipeError(
+            f"stage {job.name}: moments are kept and taken over on one device, without lora",
+            next_step="leave keep_optimizer and optimizer_from out",
+        )
+    from .training.moments import load_moments, save_moments
+
+    hooks: dict[str, Any] = {}
+    if stage.keep_optimizer:
+        hooks["end"] = lambda model, optimizer: save_moments(model, optimizer, folder)
+    if stage.optimizer_from:
+        origin, source = job.folders[stage.optimizer_from], start.source
+        hooks["begin"] = lambda model, optimizer: load_moments(model, optimizer, origin, _sources(source, model))
+    return hooks
+
+
+def _sources(folder: Path, model: Any) -> dict[str, str | None]:
+    """For a model that a surgery made: the base's parameter whose moments each takes, None where it is no copy."""
+    from .growth.freeze import FREEZE_MAP_NAME, read_freeze_map
+
+    if not (folder / FREEZE_MAP_NAME).exists():
+        return {}
+    return read_freeze_map(folder).sources(name for name, _ in model.named_parameters())
 
 
 def _yardstick(job: Job) -> dict[str, Any]:

@@ -146,6 +146,33 @@ def test_only_the_new_layers_of_a_surgery_are_trained(tmp_path: Path, base: Path
     assert changed and all(name.startswith("model.layers.7.") for name in changed)
 
 
+def test_moments_are_kept_and_grow_with_the_model(tmp_path: Path, base: Path) -> None:
+    """Each copied layer starts with its source's moments, an identity layer without; the rest keeps its own."""
+    from depthup.growth.freeze import read_freeze_map
+    from depthup.training.moments import MOMENTS_NAME, load_moments
+
+    recipe = parse_recipe({"name": "test", "seed": 1, "data": DATA, "stages": {
+        "before": {**PRETRAIN, "model": str(base), "keep_optimizer": True},
+        "target": {"kind": "upscale", "base": "before", "layers": "0-4,4:identity,3-6"},
+        "after": {**PRETRAIN, "model": "target", "optimizer_from": "before"},
+    }})  # fmt: skip
+    nodes = run(recipe, Store(tmp_path / "store"), device="cpu", progress=False, tell=lambda line: None)
+    held = load_file(nodes["before"].folder / MOMENTS_NAME)
+    model = pico.load(nodes["target"].folder)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    sources = read_freeze_map(nodes["target"].folder).sources(name for name, _ in model.named_parameters())
+    load_moments(model, optimizer, nodes["before"].folder, sources)
+    for name, parameter in model.named_parameters():
+        state, layer = optimizer.state[parameter], name.split(".layers.")[-1].split(".")[0]
+        if layer == "5":
+            assert not state
+            continue
+        source = name.replace(f"layers.{layer}.", f"layers.{[0, 1, 2, 3, 4, 4, 3, 4, 5, 6][int(layer)]}.") if (
+            ".layers." in name) else name  # fmt: skip
+        assert torch.equal(state["exp_avg"], held[f"{source}.exp_avg"]) and float(state["step"]) == 2
+    assert results(nodes["after"].folder)["num_steps"] == 2
+
+
 def test_samples_are_written_at_each_measurement(tmp_path: Path, base: Path) -> None:
     folder = made(tmp_path, base, trained={**PRETRAIN, "sample_prompts": ["The"]})["trained"]
     samples = [line["samples"] for line in lines(folder) if "held_out_loss" in line]

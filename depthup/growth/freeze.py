@@ -21,7 +21,7 @@ from ..checkpoint.names import Stack
 from ..checkpoint.plain_json import read_object
 from ..errors import CheckpointError, PlanError
 from ..files import write_text
-from ..layers import LayerPlan
+from ..layers import COPY, LayerPlan
 
 FREEZE_MAP_NAME = "freeze_map.json"
 _NOTE = (
@@ -92,6 +92,24 @@ class FreezeMap:
             layer = place(name)
             groups["outside" if layer is None else kinds[layer]].append(name)
         return groups
+
+    def sources(self, names: Iterable[str]) -> dict[str, str | None]:
+        """Name of each tensor of a layer, on disk or in memory -> the base's name of its source; None if it is no copy.
+
+        Raises:
+            CheckpointError: See :meth:`groups`.
+        """
+        names = list(names)
+        prefix = self._prefix_among(names)
+        stack = Stack(prefix, self.plan.num_target_layers, (), ())
+        copied = [init.kind == COPY.kind for init in self.plan.inits] or [True] * self.plan.num_target_layers
+        found: dict[str, str | None] = {}
+        for name in names:
+            place = stack.split(name)
+            if place is not None and place[0] < stack.num_layers:
+                layer, suffix = place
+                found[name] = stack.name(self.plan.sources[layer], suffix) if copied[layer] else None
+        return found
 
     def _placer(self, prefix: str, companions: tuple[str, ...]) -> Callable[[str], int | None]:
         stack = Stack(prefix, self.plan.num_target_layers, (), (), companions=companions)

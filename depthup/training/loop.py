@@ -62,6 +62,8 @@ def train(
     groups: Mapping[str, Sequence[str]] | None = None,
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
     watch: Callable[[dict[str, Any]], Sequence[str]] | None = None,
+    begin: Callable[[nn.Module, torch.optim.Optimizer], object] | None = None,
+    end: Callable[[nn.Module, torch.optim.Optimizer], object] | None = None,
     loggers: Sequence[Logger] = (),
     label: str = "train",
     progress: bool = True,
@@ -83,6 +85,7 @@ def train(
         groups: Names of parameters by group, for ``settings.rates``.
         evaluate: Figures of a model, ``held_out_loss`` among them; called on every rank.
         watch: Sees each step's figures and returns warnings, which are shown once each.
+        begin: Called with the optimizer before the first update of a new run; ``end`` after the last.
         loggers: Also receive each line of the metrics.
         label: Name on the progress bar, shown if ``progress``.
 
@@ -92,19 +95,26 @@ def train(
         KeyboardInterrupt: On SIGINT, with the state saved.
     """
     world = world or alone(next(model.parameters()).device)
-    optimizer = _prepared(model, settings, world, groups)
-    guard = Guard(world.device, sigmas=settings.guard_sigmas)
+    optimizer, guard = _prepared(model, settings, world, groups), Guard(world.device, sigmas=settings.guard_sigmas)
     if not isinstance(rows, Rows):
         rows = rows(model)
     states = States(folder / "state", model, optimizer, guard, world, settings.num_states)
     run = _Run(**(states.load() or {}))
+    if begin is not None and run.step == 0:
+        begin(model, optimizer)
     metrics = MetricsFile(folder / "metrics.jsonl", run.step, loggers if world.is_first else (), world.is_first)
     bar = tqdm(total=settings.schedule.num_steps, initial=run.step, desc=label, unit="step",
                disable=not (progress and world.is_first), dynamic_ncols=True)  # fmt: skip
     loop = _Loop(model, rows, objective, settings, world, optimizer, guard, states, run, metrics, bar, evaluate, watch)
     with _stop_requests() as stop, contextlib.closing(metrics), bar, ThreadPoolExecutor(1) as ahead:
         loop.go(stop, ahead)
+    if end is not None:
+        end(model, optimizer)
     take_masters(model, optimizer)
+    return _result(run, metrics)
+
+
+def _result(run: _Run, metrics: MetricsFile) -> TrainResult:
     measured = [line["held_out_loss"] for line in read_metrics(metrics.path) if "held_out_loss" in line]
     return TrainResult(run.step, run.tokens_seen, measured[-1] if measured else None, run.num_skipped)
 
