@@ -91,8 +91,7 @@ def train(
 
     Raises:
         TrainingError: Updates are skipped again and again, with no saved state to go back to or in vain.
-        Stopped: On SIGTERM or SIGUSR1, with the state saved.
-        KeyboardInterrupt: On SIGINT, with the state saved.
+        Stopped: On SIGTERM or SIGUSR1, with the state saved; KeyboardInterrupt on SIGINT.
     """
     world = world or alone(next(model.parameters()).device)
     optimizer, guard = _prepared(model, settings, world, groups), Guard(world.device, sigmas=settings.guard_sigmas)
