@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import CheckpointError, readable
 from .config import layer_kinds
-from .fields import BACKBONE_KINDS, ENCODER_LISTS, INDEX_LISTS, LAYER_LISTS, SPECIAL_ENDS, STORED_FIRST
+from .fields import ENCODER_LISTS, INDEX_LISTS, LAYER_LISTS, SPECIAL_ENDS, STORED_FIRST, speaks_of_a_backbone
 from .indices import indexed_prefixes
 from .names import Stack, depths, depths_apart, find_stacks
 from .quantization import layer_forms
@@ -157,7 +157,7 @@ def _lists_against_depth(config: Mapping[str, Any], stack: Stack) -> Iterator[Fi
             continue  # RecurrentGemma repeats its list; Llama 4 writes an empty one for "not said"
         if key in ENCODER_LISTS and stack.role == "decoder":
             continue
-        if key in LAYER_LISTS and isinstance(value, list) and len(value) != n and not BACKBONE_KINDS.issuperset(value):
+        if key in LAYER_LISTS and isinstance(value, list) and len(value) != n and not speaks_of_a_backbone(key, value):
             yield Finding(f"config.json lists {len(value)} {key} for {n} layers",
                           "give it one value for each layer; `depthup upscale` re-indexes it by its plan")  # fmt: skip
         if key in INDEX_LISTS and isinstance(value, list) and any(type(i) is int and i >= n for i in value):

@@ -17,7 +17,6 @@ from typing import Any
 from ..errors import CheckpointError, PlanError, nearest, shown
 from ..layers import LayerPlan
 from .fields import (
-    BACKBONE_KINDS,
     ENCODER_LISTS,
     ENCODER_REFUSED,
     IMPLIED,
@@ -35,6 +34,7 @@ from .fields import (
     TAPS,
     THRESHOLDS,
     UNSTATED,
+    speaks_of_a_backbone,
 )  # fmt: skip
 from .filled import filled_in
 from .names import DECODER_KEYS, ENCODER_KEYS, Stack
@@ -275,7 +275,7 @@ def _is_per_layer(key: str, value: list[Any], stack: Stack, lists: Mapping[str, 
         return False  # Llama 4 writes an empty list for "not said"
     if key in ENCODER_LISTS and stack.role == "decoder":
         return False
-    if key == "layer_types" and BACKBONE_KINDS.issuperset(value):
+    if speaks_of_a_backbone(key, value):
         return False
     if key in LAYER_LISTS and key not in ("block_types", "intermediate_size"):
         if len(value) != stack.num_layers:

@@ -19,8 +19,6 @@ LAYER_LISTS = frozenset({
     "attention_window", "num_attention_heads_per_layer", "num_key_value_heads_per_layer", "layers_num_experts",
     "block_configs", "intermediate_size", "num_query_heads", "num_kv_heads", "ffn_multipliers", "block_types",
 })  # fmt: skip
-# Values of such a list that speak of a convolution backbone's blocks instead.
-BACKBONE_KINDS = frozenset({"basic", "bottleneck"})
 # Of an encoder and a decoder, these speak of the encoder's layers.
 ENCODER_LISTS = frozenset({"attention_window"})
 # Objects with one entry for a layer, by its index as text.
@@ -93,6 +91,12 @@ INDEX_DEPENDENT = {
     "zamba": "its hybrid layers share one block, which the first of them stores",
     "zamba2": "its hybrid layers share blocks in turn, which hold an adapter for each hybrid layer",
 }
+
+
+def speaks_of_a_backbone(key: str, value: Any) -> bool:
+    """Whether a ``layer_types`` names the blocks of a convolution backbone, not layers: basic, bottleneck."""
+    return key == "layer_types" and bool(value) and all(kind in ("basic", "bottleneck") for kind in value)
+
 
 Kinds: TypeAlias = Callable[[Mapping[str, Any], int, int], Any]  # (config, layer, number of layers) -> its value
 _SLIDING, _FULL, _LINEAR, _INDEXED = "sliding_attention", "full_attention", "linear_attention", "indexed_attention"
