@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from json import dumps, loads
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..errors import CheckpointError
@@ -48,12 +46,20 @@ def _saved(config: str) -> str:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.utils import logging
 
-    family = loads(config)["model_type"]
+    fields = _decoded(loads(config))
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        with TemporaryDirectory() as folder:  # its own reader knows how its writer spells infinity
-            (file := Path(folder) / "config.json").write_text(config)
-            return str(CONFIG_MAPPING[family].from_json_file(file).to_json_string(use_diff=False))
+        made = CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+        return str(made.to_json_string(use_diff=False))
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _decoded(value: Any) -> Any:
+    """JSON with numbers that are not finite, which transformers spells ``{"__float__": "Infinity"}``."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _decoded(entry) for key, entry in value.items()}
+    return [_decoded(entry) for entry in value] if isinstance(value, list) else value

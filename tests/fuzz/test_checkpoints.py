@@ -22,6 +22,7 @@ from typing import Any
 import mutations
 import pytest
 import safetensors
+import transformers.models.auto.configuration_auto  # noqa: F401 - asked for rare families: not to be counted as theirs
 
 from depthup.checkpoint.check import check_checkpoint
 from depthup.checkpoint.names import find_stack
@@ -132,7 +133,9 @@ def watching(scratch: Scratch) -> Iterator[None]:
     outputs = (f"{scratch.out}/", f"{partial_path(scratch.out)}/")
     for what, path in seen:
         inside = f"{path}/".startswith(outputs) or path == str(new)
-        known = path.endswith((".py", ".pyc", ".so")) or path.startswith((sys.base_prefix, f"{scratch.base}/"))
+        known = path.endswith((".py", ".pyc", ".so")) or path.startswith(
+            (sys.base_prefix, sys.prefix, f"{scratch.base}/")
+        )
         headers_of_a_server = os.path.basename(path).startswith("depthup-") or "/depthup-" in path
         assert inside or headers_of_a_server or (what == "read" and (known or path == str(scratch.root))), (
             f"{what}: {path}"
