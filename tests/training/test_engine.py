@@ -12,7 +12,7 @@ from pathlib import Path
 import pico
 import pytest
 import torch
-from runs import SETTINGS, make_rows, optimizer_of, weights
+from short_runs import SETTINGS, make_rows, optimizer_of, weights
 
 from depthup.data.packing import Batch
 from depthup.errors import TrainingError
@@ -154,7 +154,7 @@ sys.path[:0] = {paths!r}
 from dataclasses import replace
 from pathlib import Path
 import torch
-from runs import SETTINGS, make_rows, pico
+from short_runs import SETTINGS, make_rows, pico
 from depthup.errors import Stopped
 from depthup.training.loop import train
 from depthup.training.objectives import causal_lm

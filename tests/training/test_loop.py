@@ -14,7 +14,7 @@ import numpy as np
 import pico
 import pytest
 import torch
-from runs import SETTINGS, make_rows, optimizer_of, weights
+from short_runs import SETTINGS, make_rows, optimizer_of, weights
 
 from depthup.data.packing import pack
 from depthup.data.tokens import TokenizedDocuments
@@ -120,7 +120,7 @@ sys.path[:0] = {paths!r}
 from dataclasses import replace
 from pathlib import Path
 import torch
-from runs import SETTINGS, make_rows, pico
+from short_runs import SETTINGS, make_rows, pico
 from depthup.evaluation.heldout import held_out_loss
 from depthup.training.loop import train
 from depthup.training.objectives import causal_lm, summed_loss
