@@ -155,7 +155,7 @@ def _packed(job: Job, checkpoint: Path, tokenizer: Tokenizer, part: str, split: 
 
 def _tokens(job: Job, checkpoint: Path, tokenizer: Tokenizer, part: str, split: Split) -> Any:
     """Tokenized text of one side, made once for each pair of data and tokenizer and kept in the store."""
-    from .data.chat import chat_encoder
+    from .data.chat import chat_encoder, encoding_identity
     from .data.conversations import read_conversations, select_conversations
     from .data.sources import select
     from .data.tokens import TextEncoder, open_tokens, write_encoded
@@ -163,7 +163,9 @@ def _tokens(job: Job, checkpoint: Path, tokenizer: Tokenizer, part: str, split: 
 
     stage, data, source = job.stage, plain_data(job.recipe, part), source_of(job.recipe, part)
     chat = isinstance(stage, SftStage)
-    settings = {key: getattr(stage, key) for key in ("format", "template", "turns", "train_on_prompt")} if chat else {}
+    settings: dict[str, Any] = {}
+    if chat:
+        settings = {"format": stage.format, **encoding_identity(stage.template, stage.turns, stage.train_on_prompt)}
     workers = getattr(stage, "tokenize_workers", 1)
 
     def make(folder: Path, advance: Callable[[int], object]) -> None:
@@ -224,13 +226,13 @@ def held_out_pairs(job: Job, checkpoint: Path, tokenizer: Tokenizer, num_pairs: 
 
 
 def _pairs(job: Job, checkpoint: Path, tokenizer: Tokenizer, split: Split) -> TokenizedPairs:
-    from .data.chat import chat_encoder
+    from .data.chat import chat_encoder, encoding_identity
     from .data.pair_tokens import chat_encode, open_pairs, write_pairs
     from .data.preferences import read_pairs, select_pairs
 
     stage: PreferenceStage = job.stage
     data, source = plain_data(job.recipe, stage.data), source_of(job.recipe, stage.data)
-    keys = ("template", "max_tokens", "truncate", "min_margin")
+    keys = ("max_tokens", "truncate", "min_margin")
 
     def make(folder: Path, advance: Callable[[int], object]) -> None:
         encoder = chat_encoder(tokenizer, stage.template, turns="last")
@@ -246,5 +248,5 @@ def _pairs(job: Job, checkpoint: Path, tokenizer: Tokenizer, split: Split) -> To
             progress=advance,
         )
 
-    settings = {key: getattr(stage, key) for key in keys} | {"pairs": True}
+    settings = {key: getattr(stage, key) for key in keys} | {"pairs": encoding_identity(stage.template, "last", False)}
     return open_pairs(_made_once(job, checkpoint, stage.data, split, settings, make))

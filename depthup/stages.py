@@ -144,23 +144,21 @@ def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
     source = job.folders[stage.model]
     shape = shape_of(source)
     tokenizer = load_tokenizer(source)
-    (rows,) = held_out_rows(job, source, tokenizer, stage.tokens).values()
+    held_out = held_out_rows(job, source, tokenizer, stage.tokens)
     model = load_model(source, job.device)
     if stage.document_mask:
         require_document_mask(model)
-    measured = held_out_loss(
-        model,
-        rows,
-        summed_loss,
-        rows_per_batch=stage.micro_batch_rows,
-        label=job.name,
-        progress=job.progress,
-    )
+    parts = [
+        held_out_loss(model, rows, summed_loss, rows_per_batch=stage.micro_batch_rows, label=job.name,
+                      progress=job.progress)
+        for rows in held_out.values()
+    ]  # fmt: skip
+    num_tokens = sum(part.num_tokens for part in parts)
     texts = LocalBackend(model, tokenizer).generate(stage.prompts, Sampling(stage.max_new_tokens))
     return {
         "model": stage.model,
-        "loss": measured.loss,
-        "num_tokens": measured.num_tokens,
+        "loss": sum(part.loss * part.num_tokens for part in parts) / num_tokens,
+        "num_tokens": num_tokens,
         "generations": [{"prompt": prompt, "text": text} for prompt, text in zip(stage.prompts, texts, strict=True)],
         **shape,
     }

@@ -129,7 +129,10 @@ PRETRAIN: dict[str, Any] = {
 
 
 def test_mixtures_are_measured_part_by_part(tmp_path: Path, base: Path) -> None:
-    folder = made(tmp_path, base, trained={**PRETRAIN, "data": "both"})["trained"]
+    measure = {"kind": "evaluate", "data": "both", "tokens": 512, "row_tokens": 64}
+    folders = made(tmp_path, base, trained={**PRETRAIN, "data": "both"}, loss={**measure, "model": "trained"})
+    folder = folders["trained"]
+    assert results(folders["loss"])["loss"] == pytest.approx(results(folder)["held_out_loss"], rel=1e-4)
     measured = [line for line in lines(folder) if "held_out_loss" in line]
     assert all({"held_out_loss/docs", "held_out_loss/more"} <= line.keys() for line in measured)
     assert results(folder)["num_epochs"].keys() == {"docs", "more"}

@@ -222,37 +222,6 @@ def _figures(scores: Tensor, sums: Tensor, lengths: Tensor, beta: float) -> dict
 _SIDES = ("chosen", "rejected")
 
 
-def require_reference_is_policy(
-    measured: Measured, num_pairs: int, settings: Preference, tolerance: float = 0.02
-) -> None:
-    """Make sure, before the first update, that the reference is the policy: then every score is 0.
-
-    A wrong reference trains without a word (the model before surgery, another template, another kernel).
-
-    Args:
-        measured: The objective's answer for pairs of the first step.
-        num_pairs: How many.
-        settings: The objective's.
-        tolerance: In rewards, and relative to the expected loss. Scores of bfloat16 kernels are not exactly 0.
-
-    Raises:
-        TrainingError: Loss or rewards are not what they must be.
-    """
-    if not settings.needs_reference:
-        return
-    means = {name: value.item() / num_pairs for name, value in measured.sums.items()}
-    loss = measured.loss.item() / num_pairs - settings.nll_weight * means["nll/chosen"]
-    expected = settings.start_loss
-    rewards = [means["rewards/chosen"], means["rewards/rejected"], math.sqrt(means["rewards/margins_squared"])]
-    off = [abs(loss - expected) / max(1.0, abs(expected)), *map(abs, rewards)]
-    if not max(off) <= tolerance:  # NaN is off too
-        raise TrainingError(
-            f"before the first update the {settings.variant} loss is {loss:.4f} instead of {expected:.4f}, rewards"
-            f" {rewards[0]:.4f} and {rewards[1]:.4f} instead of 0: the reference is not the model that is trained",
-            next_step="compute the reference's log-probabilities again, with this model, template and data",
-        )
-
-
 def alarms(history: Sequence[Mapping[str, float]]) -> list[str]:
     """What is wrong with a preference run, from the means of its steps so far (oldest first); often nothing.
 

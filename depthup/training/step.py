@@ -1,4 +1,4 @@
-"""One optimiser update on a global batch, over micro-batches and ranks. Nothing here waits for the device."""
+"""One optimiser update on a global batch, over micro-batches and ranks. On one device nothing waits for it."""
 
 from __future__ import annotations
 
