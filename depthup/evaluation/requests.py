@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Continuation:
-    """How likely is ``text`` after ``context``? Answer: (sum of log-probabilities in nats, all tokens the likeliest)."""
+    """How likely is ``text`` after ``context``? Answer: (log-probability in nats, whether each token is the likeliest)."""
 
     context: str
     text: str
