@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Continuation:
-    """How likely is ``text`` after ``context``? Answer: (log-probability in nats, whether each token is the likeliest)."""
+    """How likely is ``text`` after ``context``? Answer: (log-probability in nats, all tokens the likeliest or not)."""
 
     context: str
     text: str
