@@ -11,7 +11,7 @@ from errno import EACCES, EMLINK, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EXDEV
 from functools import partial
 from io import FileIO
 from pathlib import Path
-from threading import Lock
+from threading import Semaphore
 
 from ..errors import CheckpointError, OutputError
 from ..files import write_json
@@ -33,8 +33,8 @@ class _Desk:
     source: Path
     folder: Path
     syncing: ThreadPoolExecutor  # copying is processor time, syncing is disk time
+    making: Semaphore  # so many tensors are made at a time: one, where a tensor may need its size in memory
     synced: list[Future[None]] = field(default_factory=list)
-    making: Lock = field(default_factory=Lock)  # one tensor is made at a time, so that memory stays bounded
 
 
 def write_shards(
@@ -45,6 +45,7 @@ def write_shards(
     *,
     resume: bool = False,
     num_threads: int | None = None,
+    num_making: int = 1,
 ) -> tuple[str, ...]:
     """Write the shards, and the index if there are several, into an existing folder, and sync each file to the disk.
 
@@ -56,6 +57,7 @@ def write_shards(
             the number is negative where bytes that were thought done are not.
         resume: Keep the files of these names in ``folder`` that hold what they should, byte for byte.
         num_threads: Files written at a time; by default one for each core, up to four.
+        num_making: Tensors that are no copies are made so many at a time.
 
     Returns:
         The names of the files that were kept.
@@ -70,7 +72,7 @@ def write_shards(
             if progress:
                 progress(shard.num_data_bytes)
     with ThreadPoolExecutor(1) as syncing:
-        desk = _Desk(source, folder, syncing)
+        desk = _Desk(source, folder, syncing, Semaphore(num_making))
         try:
             longest_first = sorted(shards, key=lambda shard: -shard.num_data_bytes)
             jobs = [partial(_finish_shard, desk, shard, resume) for shard in longest_first if not shard.link]

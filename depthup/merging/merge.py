@@ -1,0 +1,352 @@
+"""Several checkpoints of one architecture -> one, tensor by tensor: nothing larger than a tensor is in memory.
+
+Names first: every tensor of the merge and what it is made of is known, and every mismatch told, before a weight is
+read. Then the bytes stream: for most methods a few thousand at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoint.carry import carry
+from ..checkpoint.names import find_stacks
+from ..checkpoint.parallel import MAX_THREADS
+from ..checkpoint.reader import Checkpoint, Tensor, open_checkpoint
+from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
+from ..errors import CheckpointError, DepthupError, nearest
+from ..files import publishing, refuse_existing, require_space, write_json
+from .methods import METHODS, Call, Method, Sums
+
+MERGE_NAME = "merge.json"
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_PIECE = 1 << 16  # elements that are computed at a time: what stays in the processor's cache
+_READ = 1 << 20  # elements of a model that are read at a time
+DEFAULT_SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Everything that will be written, known before a weight is read.
+
+    Attributes:
+        models: The checkpoints, the first of which gives config, tokenizer and other files.
+        base: What their offsets are counted from, if the method counts so.
+        method: Name of the method.
+        weights: One a model.
+        layer_weights: Other weights for some layers: ``(first, one behind the last, weights)``.
+        options: The method's numbers.
+        shards: The files to write.
+    """
+
+    models: tuple[Checkpoint, ...]
+    base: Checkpoint | None
+    method: str
+    weights: tuple[float, ...]
+    layer_weights: tuple[tuple[int, int, tuple[float, ...]], ...]
+    options: Mapping[str, float]
+    shards: tuple[Shard, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors that are written."""
+        return sum(shard.num_data_bytes for shard in self.shards)
+
+
+def plan_merge(
+    models: Sequence[str | os.PathLike[str]],
+    *,
+    method: str = "linear",
+    weights: Sequence[float] | None = None,
+    base: str | os.PathLike[str] | None = None,
+    layer_weights: Mapping[str, Sequence[float]] | None = None,
+    options: Mapping[str, float] | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> Merge:
+    """Decide on every tensor of the merge. Reads no weights, writes nothing.
+
+    Args:
+        models: Checkpoint folders, all with the same tensors.
+        method: A key of :data:`depthup.merging.methods.METHODS`.
+        weights: One a model; equal by default. ``slerp``'s say how far: (0.6, 0.4) is four tenths of the way.
+        base: The model that the others were trained from, where the method needs one.
+        layer_weights: Other weights for some layers, by half-open ranges: ``{"0-16": (0.7, 0.3)}``.
+        options: Numbers of the method, others than their defaults.
+        dtype: Type of the merge's float tensors; by default each as the first model has it.
+        max_shard_bytes: Size above which a new file begins.
+
+    Raises:
+        DepthupError: Unknown method or option, or numbers out of their range.
+        CheckpointError: The models hold unlike tensors or different vocabularies, or quantised ones that differ.
+    """
+    chosen = _method(method, len(models), base is not None)
+    numbers = _options(chosen, method, options or {})
+    shares = _weights(weights, len(models))
+    checkpoints = tuple(open_checkpoint(model) for model in models)
+    ground = None if base is None else open_checkpoint(base)
+    everyone = (*checkpoints, *([ground] if ground else []))
+    for other in everyone[1:]:
+        _require_alike(checkpoints[0], other)
+    ranges = tuple(_layer_range(text, given, len(models)) for text, given in (layer_weights or {}).items())
+    weights_of = partial(_weights_of, _layer_prefixes(checkpoints[0]) if ranges else (), ranges, shares)
+    moves = []
+    for name, tensor in checkpoints[0].tensors.items():
+        call = Call(weights_of(name), numbers, name=name)
+        moves.append(_move(tensor, everyone, chosen, call, ground is not None, dtype))
+    shards = plan_shards(moves, max_shard_bytes)
+    return Merge(checkpoints, ground, method, shares, ranges, numbers, shards)
+
+
+def merge(
+    models: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+    **how: Any,
+) -> Merge:
+    """Write the merge of ``models`` as a new checkpoint folder ``out``, which appears only when it is whole.
+
+    Args:
+        models: See :func:`plan_merge`, as all other arguments.
+        out: The folder to make; it must not exist.
+        progress: Called with the number of bytes written since the last call, from several threads, by one at a time.
+
+    Raises:
+        OutputError: ``out`` exists, or the disk is too small (checked before the first byte).
+    """
+    plan = plan_merge(models, **how)
+    refuse_existing(Path(out))
+    require_space(Path(out).parent, plan.num_bytes)
+    with publishing(Path(out)) as partial_folder:
+        write_merge(plan, partial_folder, progress)
+    return plan
+
+
+def write_merge(plan: Merge, folder: Path, progress: Progress | None = None) -> None:
+    """Write a planned merge into an existing folder, which the caller publishes.
+
+    Raises:
+        CheckpointError: A model changed while it was read.
+    """
+    first = plan.models[0]
+    one_at_a_time = METHODS[plan.method].whole
+    write_shards(first.folder, plan.shards, folder, progress, num_making=1 if one_at_a_time else MAX_THREADS)
+    carry(first.folder, folder)
+    config = dict(first.config)
+    stored = {move.source.dtype for shard in plan.shards for move in shard.moves if move.make is not None}
+    if len(stored) == 1 and (name := {kind: name for name, kind in STORED.items()}.get(stored.pop())):
+        for key in ("dtype", "torch_dtype"):
+            if key in config:
+                config[key] = name
+    write_json(folder / "config.json", config)
+    write_json(folder / MERGE_NAME, {
+        "method": plan.method,
+        "models": [str(model.folder) for model in plan.models],
+        "base": None if plan.base is None else str(plan.base.folder),
+        "weights": list(plan.weights),
+        "layer_weights": {f"{first}-{last}": list(weights) for first, last, weights in plan.layer_weights},
+        "options": dict(plan.options),
+    })  # fmt: skip
+
+
+# -- names first ------------------------------------------------------------------------------------------------------
+
+
+def _method(name: str, num_models: int, has_base: bool) -> Method:
+    if name not in METHODS:
+        raise DepthupError(f"unknown merge method '{name}'{nearest(name, METHODS)}", allowed=", ".join(METHODS))
+    method = METHODS[name]
+    wanted = f"{method.num_models} models" if method.num_models else "two models or more"
+    if num_models < 2 or (method.num_models and num_models != method.num_models):
+        raise DepthupError(f"{name} was given {num_models} model{'s' * (num_models != 1)}", allowed=wanted)
+    if method.needs_base != has_base:
+        raise DepthupError(
+            f"{name} needs the base that the models were trained from" if method.needs_base else f"{name} has no base",
+            next_step="give it with --base" if method.needs_base else "leave --base out",
+        )
+    return method
+
+
+def _options(method: Method, name: str, given: Mapping[str, float]) -> dict[str, float]:
+    for key, value in given.items():
+        if key not in method.options:
+            raise DepthupError(
+                f"{name} has no option '{key}'{nearest(key, method.options)}",
+                allowed=", ".join(method.options) or "none",
+            )
+        if key == "density" and not 0 < value <= 1:
+            raise DepthupError(f"density {value} is no share of the entries", allowed="0 < density <= 1")
+    return {**method.options, **given}
+
+
+def _weights(given: Sequence[float] | None, num_models: int) -> tuple[float, ...]:
+    weights = tuple(float(weight) for weight in given) if given is not None else (1 / num_models,) * num_models
+    if len(weights) != num_models or not abs(sum(weights)) > 1e-9 or any(weight != weight for weight in weights):
+        raise DepthupError(
+            f"the weights {', '.join(f'{weight:g}' for weight in weights)} do not fit {num_models} models",
+            allowed=f"{num_models} numbers whose sum is not zero",
+        )
+    return weights
+
+
+def _layer_range(text: str, given: Sequence[float], num_models: int) -> tuple[int, int, tuple[float, ...]]:
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and (last.isdecimal() or not last)) or (last and int(last) <= int(first)):
+        raise DepthupError(f"'{text}' is no range of layers", allowed="0-16 for layers 0 to 15, or 7 for one layer")
+    return int(first), int(last or int(first) + 1), _weights(given, num_models)
+
+
+def _layer_prefixes(checkpoint: Checkpoint) -> tuple[Any, ...]:
+    return tuple(find_stacks(checkpoint.tensors, checkpoint.config))
+
+
+def _weights_of(
+    stacks: Sequence[Any], ranges: Sequence[tuple[int, int, tuple[float, ...]]], weights: tuple[float, ...], name: str
+) -> tuple[float, ...]:
+    places = (place for stack in stacks if (place := stack.split(name)) is not None)
+    layer = next((place[0] for place in places), None)
+    if layer is not None:
+        for first, last, others in ranges:
+            if first <= layer < last:
+                return others
+    return weights
+
+
+def _require_alike(one: Checkpoint, other: Checkpoint) -> None:
+    """Both hold the same tensors of the same shapes."""
+    names, others = one.tensors.keys(), other.tensors.keys()
+    if names != others:
+        name = min(names ^ others)
+        where = one if name in names else other
+        raise CheckpointError(
+            f"{one.folder} and {other.folder} hold unlike tensors: {name} is in {where.folder} only"
+            f" ({len(names ^ others)} such tensors)",
+            next_step="merge models of one architecture and depth, grown by the same plan",
+        )
+    for name, tensor in one.tensors.items():
+        if tensor.shape != other.tensors[name].shape:
+            vocabulary = " (another vocabulary?)" if "embed" in name or "head" in name else ""
+            raise CheckpointError(
+                f"{name} is {list(tensor.shape)} in {one.folder} and {list(other.tensors[name].shape)} in"
+                f" {other.folder}{vocabulary}",
+                next_step="merge models of one architecture with one tokenizer",
+            )
+
+
+def _move(
+    tensor: Tensor, everyone: Sequence[Checkpoint], method: Method, call: Call, has_base: bool, dtype: str | None
+) -> Move:
+    sources = [(checkpoint.folder, checkpoint.tensors[tensor.name]) for checkpoint in everyone]
+    if all(source.dtype in DTYPES for _, source in sources):
+        target = replace(tensor, dtype=STORED[dtype]) if dtype else tensor
+        make = _made_whole if method.whole else _made_in_pieces
+        return Move(tensor.name, target, partial(make, sources, method, call, has_base, target.dtype))
+    if not all(_equal(sources[0], other) for other in sources[1:]):
+        raise CheckpointError(
+            f"{tensor.name} is stored as {tensor.dtype}, in which numbers cannot be averaged, and differs",
+            allowed=", ".join(DTYPES),
+            next_step="merge the unquantised models",
+        )
+    return Move(tensor.name, tensor)
+
+
+def _equal(one: tuple[Path, Tensor], other: tuple[Path, Tensor]) -> bool:
+    def data(folder: Path, tensor: Tensor) -> Iterator[bytes]:
+        with open(folder / tensor.shard, "rb") as file:
+            file.seek(tensor.begin)
+            for begin in range(tensor.begin, tensor.end, 1 << 20):
+                yield file.read(min(1 << 20, tensor.end - begin))
+
+    return one[1].dtype == other[1].dtype and all(a == b for a, b in zip(data(*one), data(*other), strict=True))
+
+
+# -- then bytes -------------------------------------------------------------------------------------------------------
+
+Sources = Sequence[tuple[Path, Tensor]]
+
+
+def _pieces(sources: Sources) -> Iterator[list[torch.Tensor]]:
+    """The tensor of each checkpoint, flat and wide, a piece at a time; a piece is valid until the next is asked for."""
+    num_elements = sources[0][1].num_elements
+    with ExitStack() as files:
+        opened = []
+        for folder, tensor in sources:
+            file = files.enter_context(open(folder / tensor.shard, "rb", buffering=0))
+            file.seek(tensor.begin)
+            opened.append((file, tensor, bytearray(min(_READ, num_elements) * DTYPES[tensor.dtype].itemsize)))
+        wide = [torch.empty(_PIECE, dtype=_wide(sources)) for _ in sources]
+        for begin in range(0, num_elements, _READ):
+            count = min(_READ, num_elements - begin)
+            stored = [_read(file, tensor, buffer, count) for file, tensor, buffer in opened]
+            for start in range(0, count, _PIECE):
+                stop = min(start + _PIECE, count)
+                yield [
+                    place[: stop - start].copy_(part[start:stop])
+                    for place, part in zip(wide, stored, strict=True)
+                ]  # fmt: skip
+
+
+def _read(file: Any, tensor: Tensor, buffer: bytearray, count: int) -> torch.Tensor:
+    view = memoryview(buffer)[: count * DTYPES[tensor.dtype].itemsize]
+    filled = 0
+    while filled < len(view):
+        num_bytes = file.readinto(view[filled:])
+        if not num_bytes:
+            raise CheckpointError(
+                f"{tensor.shard} ended inside {tensor.name}: it changed while it was read",
+                next_step="let nothing write to the checkpoints, and merge again",
+            )
+        filled += num_bytes
+    return torch.frombuffer(view, dtype=DTYPES[tensor.dtype])
+
+
+def _wide(sources: Sources) -> torch.dtype:
+    """Arithmetic is done in float32, in float64 where a model is stored so."""
+    return torch.float64 if any(tensor.dtype == "F64" for _, tensor in sources) else torch.float32
+
+
+def _split(tensors: Sequence[torch.Tensor], has_base: bool) -> tuple[Sequence[torch.Tensor], torch.Tensor | None]:
+    return (tensors[:-1], tensors[-1]) if has_base else (tensors, None)
+
+
+def _made_in_pieces(sources: Sources, method: Method, call: Call, has_base: bool, dtype: str) -> Iterator[memoryview]:
+    if not sources[0][1].num_elements:
+        return
+    if method.survey is not None:
+        sums = Sums(len(sources) - has_base)
+        for tensors in _pieces(sources):
+            sums.add(*_split(tensors, has_base))
+        call = replace(call, coefficients=method.survey(sums, call))
+    filled, output = 0, torch.empty(min(_READ, sources[0][1].num_elements), dtype=DTYPES[dtype])
+    raw = output.view(torch.uint8).numpy().data
+    width = output.element_size()
+    for tensors in _pieces(sources):
+        merged = method.combine(*_split(tensors, has_base), call)
+        if filled + len(merged) > len(output):
+            yield raw[: filled * width]
+            filled = 0
+        output[filled : filled + len(merged)].copy_(merged)
+        filled += len(merged)
+    yield raw[: filled * width]
+
+
+def _made_whole(sources: Sources, method: Method, call: Call, has_base: bool, dtype: str) -> Iterator[memoryview]:
+    if not sources[0][1].num_elements:
+        return
+    whole = []
+    for folder, tensor in sources:
+        with open(folder / tensor.shard, "rb", buffering=0) as file:
+            file.seek(tensor.begin)
+            stored = _read(file, tensor, bytearray(tensor.num_bytes), tensor.num_elements)
+        whole.append(stored.to(_wide(sources)).view(tensor.shape))
+    merged = method.combine(*_split(whole, has_base), call).to(DTYPES[dtype])
+    yield merged.flatten().view(torch.uint8).numpy().data
