@@ -136,6 +136,15 @@ def load_model(folder: str | os.PathLike[str], device: str = "cpu", dtype: str =
     return model.to(device).eval()
 
 
+def stored_parameters(folder: str | os.PathLike[str]) -> int:
+    """Weights that a checkpoint folder stores, counted from the headers of its files.
+
+    Raises:
+        CheckpointError: The folder is not whole.
+    """
+    return open_checkpoint(folder).num_parameters
+
+
 def resolve_device(wanted: str) -> str:
     """``auto`` as the device that there is; any other name if torch can use it.
 
