@@ -103,7 +103,7 @@ ABOVE = {
 # package -> the only modules that may import it (a room stands for all its modules).
 DOORS: dict[str, set[str]] = {
     "transformers": {"models", "checkpoint.filled"},
-    "lm_eval": {"evaluation.harness"},
+    "lm_eval": {"evaluation.harness", "evaluation.harness_tasks", "evaluation.harness_lm"},
     "torch": {"models", "training", "data", "generation", "evaluation", "probe", "merging", "growth.learned",
               "growth.norms", "growth.upcycle", "growth.looped", "conversion", "stages", "training_run",
               "training_stages", "pipeline"},
@@ -120,7 +120,8 @@ DOORS: dict[str, set[str]] = {
 LIGHT = (
     "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "blending", "presets", "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
-    "plan_verb", "conversion.gguf_header",
+    "plan_verb", "conversion.gguf_header", "evaluation.suites", "evaluation.requests", "evaluation.scores",
+    "evaluation.sources", "evaluation.prepared", "evaluation.harness",
 )  # fmt: skip
 
 
