@@ -159,6 +159,8 @@ def what_differs(models: Sequence[ModelScores]) -> list[str]:
             found.append(f"profiles of {both}: {first.profile or 'none'} and {other.profile or 'none'}")
         for key in DECISIVE:
             one, two = first.settings.get(key) or None, other.settings.get(key) or None
+            if key == "chat_template":  # its text belongs to the model; whether it was applied does not
+                one, two = (None if value is None else "applied" for value in (one, two))
             if one != two:
                 found.append(f"{key.replace('_', ' ')} of {both}: {_short(one)} and {_short(two)}")
         theirs = {task.task: task for task in other.tasks}
