@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "evaluation": frozenset({"data", "training.objectives"}),
     "synthesis": frozenset({"generation"}),
     "contamination": frozenset(),
-    "report": frozenset({"evaluation.scores", "artifacts", "costs"}),
+    "report": frozenset({"evaluation.scores", "evaluation.statistics", "evaluation.compare", "artifacts", "costs"}),
     "stage_settings": frozenset({"presets"}),
     "recipe": frozenset({"presets", "stage_settings"}),
     "stage_data": frozenset({ANY}),
@@ -64,6 +64,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     ),
     "recipe_verbs": frozenset({ANY}),
     "plan_verb": frozenset({ANY}),
+    "compare_verb": frozenset({ANY}),
     "cli": frozenset({ANY}),
     "__main__": frozenset({"cli"}),
 }
@@ -94,8 +95,9 @@ ABOVE = {
     "stages": {"pipeline", "workloads"},
     "pipeline": {"recipe_verbs", "training_verbs"},
     "workloads": {"plan_verb"},
-    "recipe_verbs": {"plan_verb", "training_verbs", "cli"},
+    "recipe_verbs": {"plan_verb", "compare_verb", "training_verbs", "cli"},
     "plan_verb": {"cli"},
+    "compare_verb": {"cli"},
     "cli": {"__main__", "reference"},
     "reference": set(),
     "__main__": set(),
@@ -120,8 +122,10 @@ DOORS: dict[str, set[str]] = {
 LIGHT = (
     "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "blending", "presets", "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
-    "plan_verb", "conversion.gguf_header", "evaluation.suites", "evaluation.requests", "evaluation.scores",
-    "evaluation.sources", "evaluation.prepared", "evaluation.harness",
+    "plan_verb", "compare_verb", "merge_verb", "conversion.gguf_header", "evaluation.suites", "evaluation.requests",
+    "evaluation.scores", "evaluation.sources", "evaluation.prepared", "evaluation.harness", "evaluation.distributions",
+    "evaluation.statistics", "evaluation.pairs", "evaluation.compare", "evaluation.results", "evaluation.results_form",
+    "evaluation.samples",
 )  # fmt: skip
 
 

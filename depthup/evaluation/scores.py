@@ -10,6 +10,15 @@ Weighting = Literal["items", "groups"]
 
 
 @dataclass(frozen=True)
+class Totals:
+    """A score of which the single items are unknown: read from another's table, or from a file without samples."""
+
+    num_items: int
+    mean: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
 class TaskScores:
     """The items of one task under one model.
 
@@ -25,6 +34,7 @@ class TaskScores:
         others: Further metrics, one number an item each: ``{"acc": (...)}``.
         version: The task's version, as the harness states it.
         notes: What a reader of the score must know: where the examples came from, what was left out.
+        totals: The score where its items are unknown; ``items`` and ``values`` are then empty.
     """
 
     task: str
@@ -38,6 +48,12 @@ class TaskScores:
     others: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     version: str = ""
     notes: tuple[str, ...] = ()
+    totals: Totals | None = None
+
+    @property
+    def num_items(self) -> int:
+        """Items that were answered."""
+        return self.totals.num_items if self.totals else len(self.values)
 
 
 @dataclass(frozen=True)
