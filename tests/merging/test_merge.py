@@ -74,7 +74,7 @@ def test_bfloat16_is_rounded_once_to_nearest(family, tmp_path: Path) -> None:
     for key, merged in _weights(tmp_path / "out").items():
         exact = 0.6 * a[key].double() + 0.4 * b[key].double()
         assert merged.dtype is torch.bfloat16
-        assert ((merged.double() - exact).abs() <= exact.abs() * 2**-8 * 1.01).all()
+        assert ((merged.double() - exact).abs() <= exact.abs() * 2**-8 * 1.01 + 1e-7).all()
 
 
 def test_layers_have_weights_of_their_own(family, tmp_path: Path) -> None:
