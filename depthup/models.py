@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -146,6 +146,23 @@ def stored_parameters(folder: str | os.PathLike[str]) -> int:
         CheckpointError: The folder is not whole.
     """
     return open_checkpoint(folder).num_parameters
+
+
+def model_config(folder: str | os.PathLike[str]) -> Any:
+    """A checkpoint folder's config as transformers understands it, with the defaults of its family.
+
+    Raises:
+        CheckpointError: transformers refuses it.
+    """
+    _refuse_custom_code(read_config(Path(folder)), Path(folder))
+    with quiet_transformers():
+        try:
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # transformers raises many kinds; each means that the folder does not load
+            raise CheckpointError(
+                f"transformers {transformers.__version__} does not read {folder}/config.json: {_first_line(error)}",
+                next_step="run `depthup check` on it",
+            ) from error
 
 
 def resolve_device(wanted: str) -> str:

@@ -51,8 +51,9 @@ def fit_budget(model: Model, batch_tokens: int | None = None) -> Budget:
     size = model.dtype.itemsize
     per_logit = config.vocab_size * (size + 4 * (_LOGIT_COPIES - 1))
     logits = max(int(free / 4 / per_logit), 16)
-    head_size = getattr(config, "head_dim", None) or width // config.num_attention_heads
-    key_bytes = 2 * size * _KEY_COPIES * config.num_attention_heads * head_size
+    num_heads = getattr(config, "num_attention_heads", None) or 1  # recurrent models have none
+    head_size = getattr(config, "head_dim", None) or width // num_heads
+    key_bytes = 2 * size * _KEY_COPIES * num_heads * head_size
     token_bytes = size * (_LIVE_WIDTHS * width + _LIVE_MLP * inner)
     most = _PROCESSOR_TOKENS if model.device.type == "cpu" else _MOST_TOKENS
     tokens = min(max(int(free / 2 / token_bytes), _LEAST_TOKENS), most)

@@ -152,8 +152,9 @@ class Desk:
 
 
 def load_scorer(
-    source: str | os.PathLike[str], *, device: str = "auto", dtype: str = "float32", devices: Sequence[str] | None = None,
-    max_length: int | None = None, batch_tokens: int | None = None, progress: bool = False,
+    source: str | os.PathLike[str], *, device: str = "auto", dtype: str = "float32",
+    devices: Sequence[str] | None = None, max_length: int | None = None, batch_tokens: int | None = None,
+    progress: bool = False,
 ) -> Scorer:  # fmt: skip
     """A scorer of a checkpoint folder, on one device or on several at once.
 
@@ -175,9 +176,17 @@ def load_scorer(
         from .replicas import ReplicaScorer
 
         return ReplicaScorer(source, devices, dtype=dtype, **options)
-    place = resolve_device(devices[0] if devices else device)
-    require_room(source, place, dtype)
-    return LocalScorer(load_model(source, place, dtype), load_tokenizer(source), **options)
+    return load_local(source, resolve_device(devices[0] if devices else device), dtype, **options)
+
+
+def load_local(source: str | os.PathLike[str], device: str, dtype: str = "float32", **options: Any) -> LocalScorer:
+    """A scorer of a checkpoint folder on one device; ``options`` are those of :class:`LocalScorer`.
+
+    Raises:
+        CheckpointError: The folder is not whole, or the model does not fit.
+    """
+    require_room(source, device, dtype)
+    return LocalScorer(load_model(source, device, dtype), load_tokenizer(source), **options)
 
 
 def context_length(config: Any, tokenizer: Tokenizer) -> int:

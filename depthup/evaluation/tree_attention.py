@@ -140,9 +140,7 @@ def make_layout(
         back[fork:end] = num_rows * wide + row * broad + np.arange(branch)
         begin = end
     num_trunk = np.array([trunk for trunk, _ in trees], np.int64)
-    return Layout(
-        put(trunks), put(branches), put(num_trunk), put(branch_ends), put(branch_depths), put(back), num_stem
-    )
+    return Layout(put(trunks), put(branches), put(num_trunk), put(branch_ends), put(branch_depths), put(back), num_stem)
 
 
 def attend(

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..errors import DepthupError
 from ..models import Model
 from .encoding import Path
-from .memory import Budget, fit_budget, is_out_of_memory
+from .memory import fit_budget, is_out_of_memory
 from .passes import Launched, Runner, batches, num_scored
 from .prefixes import MAX_BRANCH_TOKENS, Sequences, Stem, Tree, plan, sort_sequences
 from .tree_attention import Keys, tree_attention
