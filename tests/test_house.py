@@ -114,7 +114,7 @@ DOORS: dict[str, set[str]] = {
     "urllib": {"checkpoint.web", "checkpoint.answers", "checkpoint.listing"},
     "http": {"checkpoint.web", "checkpoint.answers"},
     "pydantic": {"recipe", "stage_settings", "artifacts"},
-    "yaml": {"recipe", "growth.mergekit", "growth.mergekit_import"},
+    "yaml": {"recipe", "report.card", "growth.mergekit", "growth.mergekit_import"},
     "gguf": {"conversion.gguf", "models"},
     "jinja2": {"report"},
 }  # fmt: skip

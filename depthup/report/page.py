@@ -78,14 +78,16 @@ def _scores(report: Report) -> dict[str, Any] | None:
         return None
     board = score_board(report.scores)
     headers, rows = score_cells(board)
-    bars = [(name, score_bars_svg(report.scores, width=width)) for name, width in (("wide", 760), ("narrow", 370))]
+    widths = {"wide": (760, 560), "narrow": (370, 370)}
     return {
         "board": board,
         "headers": headers,
         "rows": rows,
         "details": ["", *(column.detail.replace(", ", "\n") for column in board.columns)],
-        "bars": [(name, Markup(figure)) for name, figure in bars if figure],
-        "radar": Markup(radar_svg(report.scores)),
+        "figures": [
+            {name: Markup(figure) for name, both in widths.items() if (figure := draw(report.scores, width=both[i]))}
+            for i, draw in enumerate((score_bars_svg, radar_svg))
+        ],
     }
 
 

@@ -121,7 +121,7 @@ def _block(
     """One task: its name, and a line for each model."""
     yield svg.text(2, y + 12, column.title, 12.5, class_="head")
     if column.detail:
-        beside = 8.2 * len(column.title) + 12
+        beside = 8.6 * len(column.title) + 14
         yield svg.text(beside if narrow else 2, y + 12 + (0 if narrow else 15), column.detail, 10.5)
     y += _LINE if narrow else 0
     for line, (number, one) in enumerate(rows):
