@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .compare_verb import add_compare
 from .errors import DepthupError
+from .evaluate_verb import add_evaluate
 from .layers import LayerPlan
 from .merge_verb import add_merge
 from .plan_options import add_plan_options, chosen_plan, names_a_plan
@@ -57,7 +59,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"depthup {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     own = (_add_upscale, _add_layers, _add_check, _add_import, _add_generate)
-    for add in (*own, add_merge, add_plan, add_run, add_status, add_report, add_preview, add_rates):
+    known = (add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare, add_preview, add_rates)
+    for add in (*own, *known):
         add(verbs)
     return parser
 

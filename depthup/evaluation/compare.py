@@ -219,10 +219,12 @@ def _unpaired(found: Sequence[Sequence[Difference]]) -> list[str]:
 
 def _notes(models: Sequence[ModelScores]) -> list[str]:
     notes = {f"{task.task}: {note}": None for model in models for task in model.tasks for note in task.notes}
-    for task in models[0].tasks:
-        if task.num_items < task.num_available:
-            notes[f"{task.task}: a sample of {task.num_items:,} of {task.num_available:,} items"] = None
-    return list(notes)
+    drawn = [
+        f"{task.num_items:,} of {task.num_available:,} of {task.task}"
+        for task in models[0].tasks
+        if task.num_items < task.num_available
+    ]
+    return [*notes, *([f"samples of the items: {', '.join(drawn)}"] if drawn else [])]
 
 
 def _names(models: Sequence[ModelScores]) -> tuple[str, ...]:

@@ -10,8 +10,10 @@ from ..files import write_text
 from ..layers import LayerPlan
 from .layer_map import layer_map_svg
 from .loss_curve import loss_curve_svg
+from .radar import radar_svg
+from .score_bars import score_bars_svg
 
-__all__ = ["layer_map_svg", "loss_curve_svg"]
+__all__ = ["layer_map_svg", "loss_curve_svg", "radar_svg", "score_bars_svg"]
 
 
 def _main(arguments: list[str]) -> int:

@@ -11,9 +11,10 @@ from markupsafe import Markup
 
 from ..layers import LayerPlan
 from . import text
-from .figures import layer_map_svg, loss_curve_svg
+from .figures import layer_map_svg, loss_curve_svg, radar_svg, score_bars_svg
+from .scores import score_board
 from .svg import figure_style
-from .tables import MODEL_HEADERS, model_cells
+from .tables import MODEL_HEADERS, model_cells, score_cells
 from .values import ModelRow, Report
 
 
@@ -50,6 +51,7 @@ def render_page(report: Report) -> str:
         layer_map=Markup(layer_map_svg(report.plan)) if report.plan else None,
         plan_facts=_plan_facts(report.plan) if report.plan else (),
         loss_curves=_loss_curves(report),
+        scores=_scores(report),
         key_figures=_key_figures(report.rows),
         headers=MODEL_HEADERS,
         table=[(row, model_cells(row)) for row in report.rows],
@@ -68,6 +70,25 @@ def _loss_curves(report: Report) -> tuple[tuple[str, Markup], ...]:
     widths = (("wide", 760), ("narrow", 370))
     figures = [(name, loss_curve_svg(report.curves, report.reference_losses, width=width)) for name, width in widths]
     return tuple((name, Markup(figure)) for name, figure in figures if figure)
+
+
+def _scores(report: Report) -> dict[str, Any] | None:
+    """The scores as cells and as figures for wide and for narrow screens; None where nothing was scored."""
+    if not report.scores:
+        return None
+    board = score_board(report.scores)
+    headers, rows = score_cells(board)
+    widths = {"wide": (760, 560), "narrow": (370, 370)}
+    return {
+        "board": board,
+        "headers": headers,
+        "rows": rows,
+        "details": ["", *(column.detail.replace(", ", "\n") for column in board.columns)],
+        "figures": [
+            {name: Markup(figure) for name, both in widths.items() if (figure := draw(report.scores, width=both[i]))}
+            for i, draw in enumerate((score_bars_svg, radar_svg))
+        ],
+    }
 
 
 def _key_figures(rows: tuple[ModelRow, ...]) -> list[_KeyFigure]:

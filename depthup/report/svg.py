@@ -33,6 +33,8 @@ svg.fig .reference{{stroke:var(--muted);stroke-width:1.2;stroke-dasharray:5 4;fi
 svg.fig .training{{stroke:currentColor;stroke-opacity:.5;stroke-width:1.1;fill:none;stroke-linejoin:round}}
 svg.fig .held-out{{stroke:currentColor;stroke-width:2.4;fill:none;stroke-linejoin:round;stroke-linecap:round}}
 svg.fig .marker{{fill:currentColor;stroke:var(--paper,transparent);stroke-width:1.5}}
+svg.fig .whisker{{stroke:currentColor;stroke-width:2;stroke-linecap:round;fill:none}}
+svg.fig .area{{fill:currentColor;fill-opacity:.07;stroke:currentColor;stroke-width:2;stroke-linejoin:round}}
 svg.fig text.series{{fill:currentColor;font-weight:600}}
 svg.fig .m{{color:var(--muted)}}
 """ + "".join(f"svg.fig .s{i}{{color:var(--s{i})}}\n" for i in range(NUM_SERIES))
@@ -72,6 +74,26 @@ def tooltip(content: str) -> str:
 def polyline(points: Sequence[tuple[float, float]], class_: str) -> str:
     """An open line through pixel coordinates."""
     return element("path", d="M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points), class_=class_)
+
+
+def mark(series: int, x: float, y: float, size: float, *content: str) -> str:
+    """A marker at ``(x, y)``: each series has a shape of its own, so that colour is not needed to tell them apart.
+
+    Args:
+        series: Number of the series; shapes repeat after :data:`NUM_SERIES`.
+        x: Centre.
+        y: Centre.
+        size: About half of its width.
+        content: Such as a tooltip.
+    """
+    if series % NUM_SERIES == 0:
+        return element("circle", *content, cx=x, cy=y, r=size, class_="marker")
+    corners, turn = ((4, 45), (4, 0), (3, 0), (3, 180), (6, 30))[series % NUM_SERIES - 1]
+    radius = size * {3: 1.3, 4: 1.2, 6: 1.1}[corners]
+    angles = [math.radians(turn + 360 * i / corners - 90) for i in range(corners)]
+    points = [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles]
+    path = "M" + "L".join(f"{px:.1f} {py:.1f}" for px, py in points) + "Z"
+    return element("path", *content, d=path, class_="marker")
 
 
 def document(

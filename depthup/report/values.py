@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..evaluation.scores import ModelScores
 from ..layers import LayerPlan
 
 
@@ -64,3 +65,4 @@ class Report:
     generations: tuple[Generation, ...]
     stages: tuple[StageCard, ...]
     environment: tuple[tuple[str, str], ...]  # versions, device
+    scores: tuple[ModelScores, ...] = ()  # one a model, all of one suite

@@ -82,8 +82,8 @@ def test_a_file_of_the_harness_is_read_item_by_item(tmp_path: Path) -> None:
         task = {
             "task": name, "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice",
             "dataset_kwargs": {"data_files": {"test": f"{tmp_path}/{name}.jsonl"}},
-            "doc_to_text": "{{q}}", "doc_to_choice": "{{choices}}", "doc_to_target": "gold", "num_fewshot": 0, "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-            "metadata": {"version": 1.0},
+            "doc_to_text": "{{q}}", "doc_to_choice": "{{choices}}", "doc_to_target": "gold", "num_fewshot": 0,
+            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}], "metadata": {"version": 1.0},
         }  # fmt: skip
         (tmp_path / f"{name}.yaml").write_text(json.dumps(task))
     group = {
