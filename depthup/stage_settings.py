@@ -307,18 +307,45 @@ class SdpoStage(PreferenceStage):
 
 
 class EvaluateStage(_Stage):
-    """Held-out loss of a checkpoint, and what it writes to some prompts."""
+    """Held-out loss of a checkpoint and what it writes to some prompts, scores on benchmarks, or both."""
 
     INPUTS: ClassVar[tuple[str, ...]] = ("model",)
     kind: Literal["evaluate"]
     model: str = Field(description="Stage or checkpoint folder.")
-    data: str = Field(description="Name of an entry under `data:`.")
+    data: str | None = Field(None, description="Name of an entry under `data:`, for the held-out loss.")
     tokens: int = Field(8192, gt=0, description="Held-out tokens that are measured.")
     row_tokens: int = Field(2048, ge=2, description="Tokens in a row.")
     document_mask: bool = Field(True, description="Keep documents in a row from seeing one another.")
     prompts: tuple[str, ...] = Field((), description="Texts to continue, the likeliest token each time.")
     max_new_tokens: int = Field(48, gt=0, description="Length of each continuation.")
+    suite: str | None = Field(None, description="Benchmarks that are scored: h6, quick or bpb.")
+    tasks: tuple[str, ...] = Field((), description="Single tasks of lm-eval by name, in place of a suite.")
+    profile: Literal["harness-0.4", "leaderboard-v1"] = Field("harness-0.4", description="Whose prompts and metrics.")
+    sample: int | None = Field(None, gt=0, description="So many items of each task, drawn with the recipe's seed.")
+    limit: int | None = Field(None, gt=0, description="The first so many items of each task.")
+    chat_template: bool = Field(False, description="Put prompts into the model's chat template.")
+    benchmarks: str | None = _free(None, "Folder of benchmarks (DEPTHUP_DATA, else from the hub).")
+    optional: bool = Field(False, description="Leave the scores out where there are neither a folder nor a network.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the weights for the scores; auto: bfloat16 on a GPU, float32 on a CPU."
+    )
     micro_batch_rows: int = _circumstance(4, 1, "Rows in one forward pass: memory and speed, not the result.")
+    batch_tokens: int | None = _free(None, "Tokens in one pass of the scores; fitted to memory.")
+
+    @model_validator(mode="after")
+    def _something_to_measure(self) -> EvaluateStage:
+        if self.suite is not None and self.tasks:
+            raise ValueError("give one of suite, tasks")
+        if self.data is None and self.suite is None and not self.tasks and not self.prompts:
+            raise ValueError("give data (held-out loss), suite or tasks (scores), or prompts")
+        if self.sample is not None and self.limit is not None:
+            raise ValueError("give one of sample, limit")
+        return self
+
+    @property
+    def asked(self) -> str | tuple[str, ...]:
+        """The suite or the tasks; empty where no benchmark is asked."""
+        return self.suite or self.tasks
 
 
 class ReportStage(_Stage):

@@ -12,6 +12,7 @@ from .artifacts.fingerprint import Digests
 from .errors import CheckpointError
 from .files import require_space
 from .recipe import Recipe
+from .score_stage import benchmark_identity, score_benchmarks
 from .stage_data import Job, data_identity, held_out_rows
 from .stage_settings import EvaluateStage, ImportStage, ReportStage, Stage, TrainingStage, UpscaleStage
 from .training_run import shape_of
@@ -53,8 +54,10 @@ def identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, str], digests: D
         settings[key] = inputs[value] if isinstance(value, str) else [inputs[name] for name in value or ()]
     if isinstance(stage, ImportStage) and stage.gguf is not None:
         settings["gguf"] = digests.of(package_file(stage.gguf))
-    if isinstance(stage, TrainingStage | EvaluateStage):
+    if isinstance(stage, TrainingStage | EvaluateStage) and stage.data is not None:
         settings["data"] = data_identity(recipe, stage.data, digests)
+    if isinstance(stage, EvaluateStage) and stage.asked:
+        settings |= benchmark_identity(stage, recipe, digests)
     if isinstance(stage, ReportStage):
         settings["stages"] = list(recipe.stages)  # a page shows names, which are no part of any other fingerprint
     kind = KINDS[stage.kind]
@@ -133,7 +136,18 @@ def run_upscale(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
-    """Held-out loss, and continuations of the prompts."""
+    """Held-out loss and continuations of the prompts, scores on benchmarks, or both."""
+    stage: EvaluateStage = job.stage
+    results: dict[str, Any] = {"model": stage.model, "generations": [], **shape_of(job.folders[stage.model])}
+    if stage.data is not None or stage.prompts:
+        results |= _measured(job)
+    if stage.asked:
+        results |= score_benchmarks(job, folder)
+    return results
+
+
+def _measured(job: Job) -> dict[str, Any]:
+    """Held-out loss, where there are data, and continuations."""
     from .evaluation.heldout import held_out_loss
     from .generation.backend import Sampling
     from .generation.local import LocalBackend
@@ -142,26 +156,24 @@ def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
 
     stage: EvaluateStage = job.stage
     source = job.folders[stage.model]
-    shape = shape_of(source)
     tokenizer = load_tokenizer(source)
-    held_out = held_out_rows(job, source, tokenizer, stage.tokens)
+    held_out = held_out_rows(job, source, tokenizer, stage.tokens) if stage.data is not None else {}
     model = load_model(source, job.device)
-    if stage.document_mask:
+    if stage.document_mask and held_out:
         require_document_mask(model)
     parts = [
         held_out_loss(model, rows, summed_loss, rows_per_batch=stage.micro_batch_rows, label=job.name,
                       progress=job.progress)
         for rows in held_out.values()
     ]  # fmt: skip
-    num_tokens = sum(part.num_tokens for part in parts)
     texts = LocalBackend(model, tokenizer).generate(stage.prompts, Sampling(stage.max_new_tokens))
-    return {
-        "model": stage.model,
-        "loss": sum(part.loss * part.num_tokens for part in parts) / num_tokens,
-        "num_tokens": num_tokens,
-        "generations": [{"prompt": prompt, "text": text} for prompt, text in zip(stage.prompts, texts, strict=True)],
-        **shape,
-    }
+    pairs = zip(stage.prompts, texts, strict=True)
+    results: dict[str, Any] = {"generations": [{"prompt": prompt, "text": text} for prompt, text in pairs]}
+    if parts:
+        num_tokens = sum(part.num_tokens for part in parts)
+        loss = sum(part.loss * part.num_tokens for part in parts) / num_tokens
+        results |= {"loss": loss, "num_tokens": num_tokens}
+    return results
 
 
 def run_report(job: Job, folder: Path) -> dict[str, Any]:

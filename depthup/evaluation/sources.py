@@ -104,6 +104,16 @@ class LocalItems:
         }.get(task, ())  # fmt: skip
         return _benchmark(task, splits, notes, "folder")
 
+    def files(self, tasks: Iterable[str]) -> list[Path]:
+        """The files that hold some tasks.
+
+        Raises:
+            DataError: One is missing.
+        """
+        layouts = map(_layout, tasks)
+        found = (self._find(layout, split) for layout in layouts for split in layout.splits)
+        return [path for path in found if path is not None]
+
     def _find(self, layout: _Layout, split: _Split) -> Path | None:
         paths = [self.folder / layout.folder / f"{stem}{kind}" for stem in split.stems for kind in _KINDS]
         found = next((path for path in paths if path.is_file()), None)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..artifacts.fingerprint import flatten
 from ..artifacts.record import Record
+from ..evaluation.results import read_results
+from ..evaluation.scores import ModelScores
 from ..layers import LayerPlan
 from .values import Curve, Generation, ModelRow, Report, StageCard
 
@@ -20,13 +23,13 @@ _DESCRIPTIONS = {
 
 
 def collect_rows(evaluations: Sequence[str], records: Mapping[str, Record]) -> tuple[ModelRow, ...]:
-    """A row of the main table for each evaluate stage.
+    """A row of the main table for each evaluate stage that measured a held-out loss.
 
     Args:
         evaluations: Names of evaluate stages.
         records: Records of those stages and of all that they come from, by name.
     """
-    return tuple(_row(records[name], records) for name in evaluations)
+    return tuple(_row(records[name], records) for name in evaluations if "loss" in records[name].results)
 
 
 def collect_report(
@@ -63,6 +66,7 @@ def collect_report(
             if record.kind == "pretrain"
         ),
         generations=_generations([records[name] for name in evaluations]),
+        scores=_scores([records[name] for name in evaluations], folder_of),
         stages=tuple(_card(record) for record in lineage),
         environment=_environment(lineage),
     )
@@ -115,6 +119,15 @@ def _generations(evaluations: Sequence[Record]) -> tuple[Generation, ...]:
         for generation in record.results["generations"]:
             by_prompt.setdefault(generation["prompt"], []).append((record.results["model"], generation["text"]))
     return tuple(Generation(prompt, tuple(texts)) for prompt, texts in by_prompt.items())
+
+
+def _scores(evaluations: Sequence[Record], folder_of: Callable[[str, str], Path]) -> tuple[ModelScores, ...]:
+    """The scores of the evaluations that asked benchmarks, each under the name that its model has here."""
+    return tuple(
+        replace(read_results(folder_of(one.stage, one.fingerprint) / one.results["scores"]), model=one.results["model"])
+        for one in evaluations
+        if "scores" in one.results
+    )
 
 
 def _card(record: Record) -> StageCard:
