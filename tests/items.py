@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 SUBJECTS = ("anatomy", "us_foreign_policy", "virology")
-_WORDS = "the Red apple river Stone \u00e9tude house [step] Moon  of small 12 light ran [title] sang why? green".split(" ")
+_WORDS = "the Red apple river Stone \u00e9tude house [step] Moon  of small 12 light ran [title] sang why? green".split(
+    " "
+)
 Splits = dict[str, list[dict[str, Any]]]
 
 
