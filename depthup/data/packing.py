@@ -8,9 +8,9 @@ each document's first is a target exactly once, however the rows are filled.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,14 @@ class Batch:
     def rows(self, start: int, stop: int) -> Batch:
         """The rows ``[start, stop)``."""
         return Batch(self.input_ids[start:stop], self.labels[start:stop], self.position_ids[start:stop])
+
+    def needed(self) -> Self:
+        """The batch without the columns behind its last target (but two at the least): under causal attention no loss
+        depends on them."""
+        columns = np.flatnonzero((self.labels != IGNORED).any(axis=0))
+        stop = max(2, int(columns[-1]) + 1) if len(columns) else 2
+        names = [field.name for field in fields(self) if field.name != "reference"]
+        return replace(self, **{name: getattr(self, name)[:, :stop] for name in names})
 
 
 @dataclass(frozen=True)

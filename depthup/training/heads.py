@@ -44,6 +44,7 @@ class Head:
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy in nats, summed over the batch's targets: a float32 scalar with gradient."""
+        batch = _computed(model, batch)
         if self.backend == "full":
             logits = model(**model_inputs(model, batch)).logits.flatten(0, 1)
             every = _moved(batch.labels.ravel(), logits.device)
@@ -57,6 +58,7 @@ class Head:
 
     def token_logps(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probability of each target in nats, in the order of the batch's positions: float32 [num_targets]."""
+        batch = _computed(model, batch)
         positions, labels = _targets(model, batch)
         if self.backend == "full":
             logits = model(**model_inputs(model, batch)).logits.flatten(0, 1).index_select(0, positions)
@@ -184,6 +186,11 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
         "use_cache": False,
         **attention.borders_of(model, batch.position_ids, device),
     }
+
+
+def _computed(model: nn.Module, batch: Batch) -> Batch:
+    """The part of a batch that the model is run on: on CPU up to the last target; elsewhere all, of a fixed shape."""
+    return batch.needed() if next(model.parameters()).device.type == "cpu" else batch
 
 
 def _targets(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
