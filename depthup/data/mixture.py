@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from math import lcm
@@ -56,11 +56,12 @@ class Mixture:
         places = self.sources_of_step(step, num_rows, seed)
         walked = self._num_seen(first, seed)
         rows = list(self.sources.values())
-        batches = []
+        batches, names, found = [], list(self.sources), []
         for source in places:
             batches.append(rows[source].batch_of_step(int(walked[source]), 1, _seed_of(seed, int(source))))
+            found += [names[source]] * batches[-1].num_rows
             walked[source] += 1
-        return concatenate(batches)
+        return replace(concatenate(batches), row_sources=tuple(found))
 
     def sources_of_step(self, step: int, num_rows: int, seed: int) -> NDArray[np.int64]:
         """The number of the source that each row of a step comes from, int64 [num_rows]."""

@@ -8,9 +8,9 @@ each document's first is a target exactly once, however the rows are filled.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,14 @@ class Batch:
         labels: The token that follows, or ``IGNORED`` at the end of a piece and in padding.
         position_ids: Position within the document's piece, so that it starts from 0 at each seam between documents
             (models read the document mask from this); ``0 ... row_tokens - 1`` without document mask.
+        row_sources: Name of each row's source in a mixture; empty where there is one source.
     """
 
     input_ids: NDArray[np.int64]
     labels: NDArray[np.int64]
     position_ids: NDArray[np.int64]
+    row_sources: tuple[str, ...] = field(default=(), kw_only=True)
+    _COLUMNS: ClassVar[tuple[str, ...]] = ("input_ids", "labels", "position_ids")  # the arrays of [rows, row_tokens]
 
     @property
     def num_rows(self) -> int:
@@ -51,7 +54,24 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> Batch:
         """The rows ``[start, stop)``."""
-        return Batch(self.input_ids[start:stop], self.labels[start:stop], self.position_ids[start:stop])
+        part = slice(start, stop)
+        arrays = (self.input_ids[part], self.labels[part], self.position_ids[part])
+        return Batch(*arrays, row_sources=self.row_sources[part])
+
+    def targets_by_source(self) -> dict[str, int]:
+        """Name of a source -> targets of its rows here, for sources that have any; empty where there is one source."""
+        counts = (self.labels != IGNORED).sum(axis=1).tolist()
+        found: dict[str, int] = {}
+        for name, count in zip(self.row_sources, counts, strict=False):
+            found[name] = found.get(name, 0) + count
+        return {name: count for name, count in found.items() if count}
+
+    def needed(self) -> Self:
+        """The batch without the columns behind its last target (but two at the least): under causal attention no loss
+        depends on them."""
+        columns = np.flatnonzero((self.labels != IGNORED).any(axis=0))
+        stop = max(2, int(columns[-1]) + 1) if len(columns) else 2
+        return replace(self, **{name: getattr(self, name)[:, :stop] for name in self._COLUMNS})
 
 
 @dataclass(frozen=True)
@@ -67,6 +87,7 @@ class PairBatch(Batch):
 
     sequences: NDArray[np.int64]
     reference: NDArray[np.float64] | None
+    _COLUMNS: ClassVar[tuple[str, ...]] = (*Batch._COLUMNS, "sequences")
 
     @property
     def num_units(self) -> int:
@@ -83,6 +104,7 @@ class PairBatch(Batch):
             self.position_ids[start:stop],
             np.where(here < 0, -1, here - first),
             None if self.reference is None else self.reference[first // 2 : last // 2],
+            row_sources=self.row_sources[start:stop],
         )
 
 

@@ -6,13 +6,13 @@ lm-eval is loaded only for the profile ``harness-0.4``; ``leaderboard-v1`` needs
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import DataError, RecipeError, nearest
 from . import leaderboard
 from .prepared import Choice, PreparedTask
-from .sources import HubItems, ItemSource, item_ids
+from .sources import Benchmark, HubItems, ItemSource, item_ids
 from .suites import SUITES, TASKS, Measure, Suite, TaskSpec, find_profile, find_suite, suite_of_tasks
 
 
@@ -64,7 +64,7 @@ def prepare(
     for name in suite.tasks:
         choice = Choice(limit, sample if sample is not None or limit is not None else suite.sample.get(name), seed)
         if name in TASKS and profile == leaderboard.NAME:
-            prepared.append(leaderboard.prepare_task(TASKS[name], source.load(name), choice))
+            prepared.append(leaderboard.prepare_task(TASKS[name], _loaded(TASKS[name], source), choice))
         elif name in TASKS:
             prepared.append(_ours(TASKS[name], source, choice, suite.measure, chat_template, fewshot_as_multiturn))
         else:
@@ -117,15 +117,34 @@ def _engine() -> Any:
     return harness_tasks
 
 
-def _ours(
-    spec: TaskSpec, source: ItemSource, choice: Choice, measure: Measure, chat: ChatTemplate | None, multiturn: bool
-) -> PreparedTask:
-    engine, benchmark = _engine(), source.load(spec.name)
-    notes = [*benchmark.notes]
-    if spec.shots and spec.shots not in benchmark.splits:
+def _loaded(spec: TaskSpec, source: ItemSource) -> Benchmark:
+    """The rows of a task, with notes on what they lack; too few rows for the examples are refused."""
+    benchmark = source.load(spec.name)
+    notes = list(benchmark.notes)
+    num_rows = len(benchmark.splits[benchmark.scored])
+    if num_rows != spec.num_items:
+        notes.append(f"{spec.name}: {num_rows} items here, {spec.num_items} in the benchmark")
+    own = spec.shots not in benchmark.splits
+    if spec.shots and own:
         notes.append(
             f"{spec.name}: no split '{spec.shots}' here, the examples are other items of the split that is scored"
         )
+    for name, part in (benchmark.by_subject() if spec.name == "mmlu" else {spec.name: benchmark}).items():
+        shots, needed = part.splits[part.scored if own else spec.shots], spec.num_fewshot + own
+        if spec.shots and len(shots) < needed or not part.splits[part.scored]:
+            raise DataError(
+                f"{name} has {len(shots)} rows to draw examples from and {len(part.splits[part.scored])} to score",
+                allowed=f"{needed} or more for {spec.num_fewshot} examples, and 1 or more to score",
+                next_step="add the missing rows (docs/benchmark-data.md)",
+            )
+    return replace(benchmark, notes=tuple(notes))
+
+
+def _ours(
+    spec: TaskSpec, source: ItemSource, choice: Choice, measure: Measure, chat: ChatTemplate | None, multiturn: bool
+) -> PreparedTask:
+    engine, benchmark = _engine(), _loaded(spec, source)
+    notes = [*benchmark.notes]
     if measure == "bits_per_byte":
         words = ", asked for its words instead of its letter" if spec.cloze else ""
         notes.append(f"{spec.name}: bits per byte of the gold answer{words}; less is better")

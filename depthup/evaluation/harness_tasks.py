@@ -77,7 +77,7 @@ def stock_parts(spec: TaskSpec, benchmark: Benchmark, cloze: bool = False) -> li
     file = spec.cloze if cloze and spec.cloze else spec.stock
     return [
         Part(_over_rows(_STOCK / file.format(subject=name), spec, rows.splits), name,
-             item_ids(spec.name, rows.splits["test" if "test" in rows.splits else "validation"]))
+             item_ids(spec.name, rows.splits[rows.scored]))
         for name, rows in benchmarks.items()
     ]  # fmt: skip
 

@@ -76,7 +76,7 @@ def prepare_task(spec: TaskSpec, benchmark: Benchmark, choice: Choice) -> Prepar
     if spec.name not in _QUESTIONS:
         raise RecipeError(f"{NAME} has no task '{spec.name}'", allowed=", ".join(_QUESTIONS))
     parts = benchmark.by_subject() if spec.name == "mmlu" else {"": benchmark}
-    split = _eval_split(benchmark)
+    split = benchmark.scored
     num_available = len(benchmark.splits[split])
     chosen = choice.drawn(spec.name, [name for name, part in parts.items() for _ in part.splits[split]])
     items: list[Item] = []
@@ -89,8 +89,8 @@ def prepare_task(spec: TaskSpec, benchmark: Benchmark, choice: Choice) -> Prepar
             rows.append(part.splits[split][number])
         first += len(ids)
     grade = _GRADES.get(spec.name, _by_choice)
-    notes = (*benchmark.notes, *_shots_note(spec, benchmark),
-             *choice.notes(spec.name, len(items), num_available, f"after a shuffle with seed {SEED}"))  # fmt: skip
+    order = f"after a shuffle with seed {SEED}{', of each subject' if len(parts) > 1 else ''}"
+    notes = (*benchmark.notes, *choice.notes(spec.name, len(items), num_available, order))
     return PreparedTask(
         spec.name, NAME, spec.metric_v1, spec.num_fewshot, tuple(items),
         lambda answered: [grade(row, answers) for row, answers in zip(rows, answered, strict=True)],
@@ -140,19 +140,9 @@ def _draw(rng: random.Random, spec: TaskSpec, part: Benchmark, number: int) -> l
         return list(range(spec.num_fewshot))  # the first of the split dev, in order
     if spec.shots in part.splits:
         return rng.sample(range(len(part.splits[spec.shots])), spec.num_fewshot)
-    rows = part.splits[_eval_split(part)]  # one more than needed, then the item itself is left out
+    rows = part.splits[part.scored]  # one more than needed, then the item itself is left out
     drawn = rng.sample(range(len(rows)), spec.num_fewshot + 1)
     return [shot for shot in drawn if rows[shot] != rows[number]][: spec.num_fewshot]
-
-
-def _eval_split(benchmark: Benchmark) -> str:
-    return "test" if "test" in benchmark.splits else "validation"
-
-
-def _shots_note(spec: TaskSpec, benchmark: Benchmark) -> tuple[str, ...]:
-    if spec.shots in benchmark.splits or not spec.shots:
-        return ()
-    return (f"{spec.name}: no split '{spec.shots}' here, the examples are other items of the split that is scored",)
 
 
 def _about(subject: str) -> str:

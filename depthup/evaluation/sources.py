@@ -37,6 +37,11 @@ class Benchmark:
     notes: tuple[str, ...]
     identity: Mapping[str, Any]
 
+    @property
+    def scored(self) -> str:
+        """The split whose items are scored."""
+        return "test" if "test" in self.splits else "validation"
+
     def by_subject(self) -> dict[str, Benchmark]:
         """One benchmark a subject, in order of their names; rows say theirs in the field ``subject``."""
         parted: dict[str, dict[str, Rows]] = {}

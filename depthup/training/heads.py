@@ -44,19 +44,28 @@ class Head:
 
     def summed_loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy in nats, summed over the batch's targets: a float32 scalar with gradient."""
+        return self.losses(model, batch)[0]
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """:meth:`summed_loss`; and the loss of each target in the order of the batch's positions, float32
+        [num_targets] without gradient, or None where the back end only knows the sum."""
+        batch = _computed(model, batch)
+        positions, labels = _targets(model, batch)
         if self.backend == "full":
             logits = model(**model_inputs(model, batch)).logits.flatten(0, 1)
             every = _moved(batch.labels.ravel(), logits.device)
-            return F.cross_entropy(_wide(logits), every, ignore_index=IGNORED, reduction="sum")
-        positions, labels = _targets(model, batch)
+            found = F.cross_entropy(_wide(logits), every, ignore_index=IGNORED, reduction="none")
+            return found.sum(), found.detach().index_select(0, positions)
+        each = torch.empty(len(labels), device=labels.device) if kernels.BACKENDS[self.backend].tells_each else None
 
         def loss(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            return kernels.summed_loss(hidden, weight, labels, bias, cap=self.cap, backend=self.backend)
+            return kernels.summed_loss(hidden, weight, labels, bias, cap=self.cap, backend=self.backend, each=each)
 
-        return self._through(model, batch, positions, loss)
+        return self._through(model, batch, positions, loss), each
 
     def token_logps(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probability of each target in nats, in the order of the batch's positions: float32 [num_targets]."""
+        batch = _computed(model, batch)
         positions, labels = _targets(model, batch)
         if self.backend == "full":
             logits = model(**model_inputs(model, batch)).logits.flatten(0, 1).index_select(0, positions)
@@ -184,6 +193,11 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
         "use_cache": False,
         **attention.borders_of(model, batch.position_ids, device),
     }
+
+
+def _computed(model: nn.Module, batch: Batch) -> Batch:
+    """The part of a batch that the model is run on: on CPU up to the last target; elsewhere all, of a fixed shape."""
+    return batch.needed() if next(model.parameters()).device.type == "cpu" else batch
 
 
 def _targets(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from ..errors import TrainingError, nearest
 CHUNK_TOKENS = {"cpu": 256, "cuda": 4096}  # rows of logits alive at a time: what a cache holds; what fills an H100
 _OTHER_DEVICE_TOKENS = 2048
 
-Parts: TypeAlias = tuple[Tensor, Tensor]  # of a chunk: its loss; d loss / d logits in the type of the matrices
+Parts: TypeAlias = tuple[Tensor, Tensor]  # of a chunk: each loss [n]; d loss / d logits in the type of the matrices
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class Backend:
         summed_loss: From hidden states [N, d], weight [V, d], labels [N], bias [V] or None, and cap or None.
         is_present: Whether it can compute on a device of this type.
         caps: Whether it knows capped logits.
+        tells_each: Whether it can hand out the loss of each token.
     """
 
-    summed_loss: Callable[[Tensor, Tensor, Tensor, Tensor | None, float | None], Tensor]
+    summed_loss: Callable[..., Tensor]
     is_present: Callable[[str], bool]
     caps: bool = True
+    tells_each: bool = False
 
 
 def summed_loss(
@@ -47,6 +49,7 @@ def summed_loss(
     *,
     cap: float | None = None,
     backend: str = "auto",
+    each: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of ``hidden @ weight.T + bias`` in nats, summed over tokens; float32, or float64 for such inputs.
 
@@ -60,6 +63,7 @@ def summed_loss(
         bias: [V].
         cap: Logits become ``cap * tanh(logits / cap)`` before the softmax, as in Gemma 2 (arXiv:2408.00118).
         backend: A name of :data:`BACKENDS`, or ``auto``: :func:`choose_backend`.
+        each: [N], float32 or wider: is filled with the loss of each token, if the back end ``tells_each``.
 
     Raises:
         TrainingError: The back end is unknown, not present here, or knows no cap.
@@ -71,6 +75,8 @@ def summed_loss(
             f"loss back end '{chosen}' does not cap logits",
             allowed=", ".join(name for name, backend in BACKENDS.items() if backend.caps),
         )
+    if each is not None and found.tells_each:
+        return found.summed_loss(hidden, weight, labels, bias, cap, each)
     return found.summed_loss(hidden, weight, labels, bias, cap)
 
 
@@ -128,6 +134,7 @@ class _SummedLoss(torch.autograd.Function):
         cap: float | None,
         dtype: torch.dtype,
         train: bool,
+        each: Tensor | None,
     ) -> Tensor:
         needs = [train and needed for needed in ctx.needs_input_grad[:3]]
         parts = _parts(hidden.device.type)
@@ -138,8 +145,10 @@ class _SummedLoss(torch.autograd.Function):
             matrix, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
             for part in _chunks(hidden):
                 states = hidden[part].to(dtype)
-                chunk_loss, error = parts(F.linear(states, matrix, offset), labels[part], cap)
-                loss += chunk_loss
+                losses, error = parts(F.linear(states, matrix, offset), labels[part], cap)
+                loss += losses.sum()
+                if each is not None:
+                    each[part] = losses
                 grads.add(part, error, states, matrix)
         ctx.gradients = grads
         return loss
@@ -149,7 +158,7 @@ class _SummedLoss(torch.autograd.Function):
         grads, ctx.gradients = ctx.gradients, None  # handed on, not kept: the optimiser's .grad may take the memory
         if grads is None:
             raise RuntimeError("summed_loss: gradients were handed on by an earlier backward pass; call it once")
-        return (*grads.times(grad_outputs[0]), None, None, None, None)
+        return (*grads.times(grad_outputs[0]), None, None, None, None, None)
 
 
 class _TokenLogps(torch.autograd.Function):
@@ -253,14 +262,14 @@ def _capped(logits: Tensor, cap: float | None) -> Tensor:
 
 
 def _loss_and_error(logits: Tensor, labels: Tensor, cap: float | None) -> Parts:
-    """Summed cross-entropy of a chunk of logits [n, V], and its gradient by the logits before their cap."""
+    """Cross-entropy of each token of a chunk of logits [n, V], and its gradient by the logits before their cap."""
     dtype = logits.dtype
     wide = _capped(logits.to(torch.promote_types(dtype, torch.float32)), cap)
     norms = torch.logsumexp(wide, dim=1, keepdim=True)
-    loss = (norms.squeeze(1) - wide.gather(1, labels[:, None]).squeeze(1)).sum()
+    losses = norms.squeeze(1) - wide.gather(1, labels[:, None]).squeeze(1)
     hit = torch.arange(wide.shape[1], device=wide.device) == labels[:, None]
     error = (wide - norms).exp() - hit.to(wide.dtype)
-    return loss, (error if cap is None else error * (1 - (wide / cap) ** 2)).to(dtype)
+    return losses, (error if cap is None else error * (1 - (wide / cap) ** 2)).to(dtype)
 
 
 def _loss_and_error_in_place(logits: Tensor, labels: Tensor, cap: float | None) -> Parts:
@@ -269,10 +278,10 @@ def _loss_and_error_in_place(logits: Tensor, labels: Tensor, cap: float | None) 
     wide = _capped(logits.to(torch.promote_types(dtype, torch.float32)), cap)
     slope = None if cap is None else 1 - (wide / cap) ** 2
     norms = torch.logsumexp(wide, dim=1, keepdim=True)
-    loss = (norms.squeeze(1) - wide.gather(1, labels[:, None]).squeeze(1)).sum()
+    losses = norms.squeeze(1) - wide.gather(1, labels[:, None]).squeeze(1)
     error = wide.sub_(norms).exp_()
     error[torch.arange(len(labels), device=labels.device), labels] -= 1
-    return loss, (error if slope is None else error.mul_(slope)).to(dtype)
+    return losses, (error if slope is None else error.mul_(slope)).to(dtype)
 
 
 @cache
@@ -281,8 +290,10 @@ def _parts(device_type: str) -> Callable[[Tensor, Tensor, float | None], Parts]:
     return torch.compile(_loss_and_error) if device_type == "cuda" else _loss_and_error_in_place
 
 
-def _chunked(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, cap: float | None) -> Tensor:
-    args = (hidden, weight, bias, labels, cap, _compute_dtype(hidden), torch.is_grad_enabled())
+def _chunked(
+    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, cap: float | None, each: Tensor | None = None
+) -> Tensor:
+    args = (hidden, weight, bias, labels, cap, _compute_dtype(hidden), torch.is_grad_enabled(), each)
     result: Tensor = _SummedLoss.apply(*args)
     return result
 
@@ -326,7 +337,7 @@ def _full(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, c
 
 
 BACKENDS: dict[str, Backend] = {
-    "chunked": Backend(_chunked, lambda device_type: True),
+    "chunked": Backend(_chunked, lambda device_type: True, tells_each=True),
     "native": Backend(_native, lambda device_type: hasattr(F, "linear_cross_entropy"), caps=False),
     "liger": Backend(_liger, lambda device_type: device_type == "cuda" and _has_liger()),
     "full": Backend(_full, lambda device_type: True),

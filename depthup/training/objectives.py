@@ -44,8 +44,19 @@ class CausalLM:
     head: Head = FULL
 
     def __call__(self, model: nn.Module, batch: Batch) -> Measured:
-        """The loss of a batch, arrays [num_rows, row_tokens], under a causal language model of transformers."""
-        return Measured(self.head.summed_loss(model, batch))
+        """The loss of a batch, arrays [num_rows, row_tokens], under a causal language model of transformers.
+
+        Of rows that name their sources it also sums the loss of each, as ``loss/SOURCE``.
+        """
+        loss, each = self.head.losses(model, batch)
+        if each is None or not batch.row_sources:
+            return Measured(loss)
+        names = list(batch.targets_by_source())
+        number_of = np.asarray([names.index(name) if name in names else 0 for name in batch.row_sources], np.int64)
+        rows = np.nonzero(batch.labels != IGNORED)[0]
+        places = torch.from_numpy(number_of[rows]).to(each.device, non_blocking=True)
+        sums = torch.zeros(len(names), device=each.device).index_add(0, places, each)
+        return Measured(loss, {f"loss/{name}": value for name, value in zip(names, sums.unbind(), strict=True)})
 
 
 causal_lm = CausalLM()

@@ -44,7 +44,8 @@ def train_step(
 
     Returns:
         Scalars on the device, the same on every rank: ``loss`` (nats per target, or per pair), ``grad_norm`` (before
-        clipping), ``skipped`` (0 or 1), and the means of the objective's other figures.
+        clipping), ``skipped`` (0 or 1), and the means of the objective's other figures: ``loss/SOURCE`` over the
+        targets of that source in the batch, all others over its units.
 
     Raises:
         TrainingError: The device's memory is full.
@@ -53,6 +54,7 @@ def train_step(
     model.train()
     set_rates(optimizer, settings.learning_rate * settings.schedule.factor(step), step)
     torch.manual_seed(hash((settings.seed, step, world.rank)))
+    of_source = {f"loss/{name}": count for name, count in batch.targets_by_source().items()}
     sums: dict[str, Tensor] = {"loss": torch.zeros((), device=world.device)}
     num_units = batch.num_units
     try:
@@ -61,12 +63,14 @@ def train_step(
             loss = measured.loss * (weight / num_units)
             (loss * world.size).backward()  # FSDP takes the mean over ranks
             for name, value in {"loss": loss.detach(), **measured.sums}.items():
-                factor = 1.0 if name == "loss" else weight / num_units
+                factor = 1.0 if name == "loss" else weight / of_source.get(name, num_units)
                 sums[name] = sums.get(name, 0.0) + value.detach() * factor
     except RuntimeError as error:
         if any(sign in str(error) for sign in _OUT_OF_MEMORY):
             raise out_of_memory(settings, batch) from error
         raise
+    if not of_source.keys().isdisjoint(sums):  # as many figures on every rank, whichever sources its rows have
+        sums = {name: torch.zeros((), device=world.device) for name in of_source} | sums
     names = sorted(sums)
     values = dict(zip(names, world.sum(torch.stack([sums[name].float() for name in names])), strict=True))
     norm: Any = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)

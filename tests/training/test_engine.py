@@ -14,12 +14,14 @@ import pytest
 import torch
 from short_runs import SETTINGS, make_rows, optimizer_of, weights
 
+from depthup.data.mixture import Mixture
 from depthup.data.packing import Batch
 from depthup.errors import TrainingError
 from depthup.training.guard import Guard
+from depthup.training.heads import FULL, Head
 from depthup.training.loop import train
 from depthup.training.metrics import read_metrics
-from depthup.training.objectives import Measured, causal_lm
+from depthup.training.objectives import CausalLM, Measured, causal_lm
 from depthup.training.optimizers import GroupRate, make_optimizer, round_stochastically, set_rates, take_masters
 from depthup.training.parallel import World
 from depthup.training.schedule import Schedule
@@ -58,6 +60,32 @@ def test_a_bad_stretch_of_rows_is_passed_over_after_going_back(tmp_path: Path) -
     assert sum(seen) == result.num_skipped == 3 and result.num_steps == 10
     assert [line["step"] for line in lines] == list(range(1, 11))
     assert all(line["loss"] is not None for line in lines)
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro_batch_rows", [1, 3, 8])
+@pytest.mark.parametrize("head", [FULL, Head("chunked")])
+def test_the_loss_of_each_source_is_that_of_its_rows(micro_batch_rows: int, head: Head) -> None:
+    model, settings = pico.model("llama"), replace(SETTINGS, micro_batch_rows=micro_batch_rows)
+    batch = Mixture({"a": make_rows(), "b": make_rows(1), "rare": make_rows(2)}, (5, 3, 0.001)).batch_of_step(0, 8, 0)
+    expected = {}
+    for name in ("a", "b"):
+        rows = [batch.rows(row, row + 1) for row in range(8) if batch.row_sources[row] == name]
+        with torch.no_grad():
+            total = sum(causal_lm(model, row).loss.item() for row in rows)
+        expected[f"loss/{name}"] = total / sum(row.num_targets for row in rows)
+    values = train_step(model, optimizer_of(model), CausalLM(head), batch, settings, 0)
+    assert {name: values[name].item() for name in values if name.startswith("loss/")} == pytest.approx(expected)
+
+
+def test_an_objective_that_tells_no_source_is_not_logged_as_zero() -> None:
+    model, batch = pico.model("llama"), Mixture({"a": make_rows(), "b": make_rows(1)}, (1, 1)).batch_of_step(0, 8, 0)
+    values = train_step(
+        model, optimizer_of(model), lambda m, b: Measured(causal_lm(m, b).loss), batch, SETTINGS, 0
+    )  # fmt: skip
+    assert not [name for name in values if name.startswith("loss/")]
 
 
 # -- optimizers --------------------------------------------------------------------------------------------------------
@@ -155,6 +183,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from short_runs import SETTINGS, make_rows, pico
+from depthup.data.mixture import Mixture
 from depthup.errors import Stopped
 from depthup.training.loop import train
 from depthup.training.objectives import causal_lm
@@ -170,11 +199,12 @@ def objective(model, batch):
         os.kill(os.getpid(), signal.SIGTERM if sys.argv[3] == "stop" else signal.SIGKILL)
     return causal_lm(model, batch)
 settings = replace(SETTINGS, schedule=Schedule("cosine", 6, 2), checkpoint_every=2, micro_batch_rows=2, rows_per_step=7)
+rows = Mixture({{"one": make_rows(), "other": make_rows(1)}}, (3, 1))
 with open_world("cpu") as world:
     world = world.grouped(int(sys.argv[4]) or None)
     model = pico.model("llama")
     try:
-        train(model, make_rows(), objective, settings, folder, world=world, progress=False)
+        train(model, rows, objective, settings, folder, world=world, progress=False)
     except Stopped:
         sys.exit(75)
     whole = full_weights(model, world)
@@ -196,7 +226,8 @@ def ranks(folder: Path, size: int, kill_at: int = 0, how: str = "kill", shard_ra
 
 def steps(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in ("step", "tokens_seen", "loss", "grad_norm")} for line in lines]
+    wanted = ("step", "tokens_seen", "loss", "loss/one", "loss/other", "grad_norm")
+    return [{key: line[key] for key in wanted if key in line} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +238,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def same_way(folder: Path, other: Path) -> None:
+    assert all("loss/one" in line for line in steps(folder))
     for mine, its in zip(steps(folder), steps(other), strict=True):
         assert mine == pytest.approx(its, rel=2e-4)
     ends = [torch.load(place / "end.pt") for place in (folder, other)]

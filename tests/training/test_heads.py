@@ -205,3 +205,15 @@ def test_sharded_with_mixed_precision(one_rank: Any) -> None:
         assert loss.dtype == torch.float32
         assert loss.item() == pytest.approx(expected, rel=1e-2)
         assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_columns_behind_the_last_target_are_not_computed_and_change_nothing() -> None:
+    model, batch = build("llama"), make_batch()
+    widths: list[int] = []
+    model.register_forward_pre_hook(lambda module, args, named: widths.append(named["input_ids"].shape[1]),
+                                    with_kwargs=True)  # fmt: skip
+    filled = Batch(*(np.pad(values, ((0, 0), (0, 30)), constant_values=fill) for values, fill in (
+        (batch.input_ids, 7), (batch.labels, IGNORED), (batch.position_ids, 0))))  # fmt: skip
+    for head in (Head("chunked"), FULL):
+        torch.testing.assert_close(losses(model, head, filled), losses(model, head, batch))
+    assert set(widths) == {11}
