@@ -22,7 +22,7 @@ from .memory import Budget
 from .prefixes import Sequences, Stem, Tree
 from .tree_attention import Keys, Pass, make_layout
 
-_LOGSUM_ELEMENTS = 1 << 26  # of the vocabulary's rows whose sum is taken at once
+_SOFTMAX_ELEMENTS = 1 << 26  # of logits that are normalised at once
 Launched = tuple[NDArray[np.int64], Tensor, Tensor]
 
 
@@ -123,17 +123,18 @@ class Runner:
         if not len(picks.paths):
             nothing = torch.empty(0, device=self.device)
             return picks.paths, nothing, nothing.bool()
-        rows = self.put(picks.rows)
-        if not select:
-            rows = torch.arange(len(rows), device=self.device)
-        sums, likeliest = [], []
-        for part in rows.split(max(_LOGSUM_ELEMENTS // logits.shape[-1], 1)):
-            wide = logits.index_select(0, part).float()
-            sums.append(wide.logsumexp(dim=-1))
-            likeliest.append(wide.argmax(dim=-1))
-        row_of, targets = self.put(picks.row_of), self.put(picks.targets)
-        found = logits[rows[row_of], targets].float() - torch.cat(sums)[row_of]
-        return picks.paths, found, torch.cat(likeliest)[row_of] == targets
+        order = np.argsort(picks.row_of, kind="stable")
+        row_of, targets = picks.row_of[order], picks.targets[order]
+        rows = picks.rows if select else np.arange(len(picks.rows))
+        size = max(_SOFTMAX_ELEMENTS // logits.shape[-1], 1)
+        found, likeliest = [], []
+        for begin in range(0, len(rows), size):
+            wide = logits.index_select(0, self.put(rows[begin : begin + size])).float()
+            first, last = np.searchsorted(row_of, [begin, begin + size])
+            wanted, token = self.put(row_of[first:last] - begin), self.put(targets[first:last])
+            found.append(wide.log_softmax(dim=-1)[wanted, token])
+            likeliest.append(wide.argmax(dim=-1)[wanted] == token)
+        return picks.paths[order], torch.cat(found), torch.cat(likeliest)
 
 
 def num_scored(sequences: Sequences, paths: Sequence[Path], tree: Tree) -> int:
