@@ -196,7 +196,10 @@ class _Batch:
     def _shared(self) -> tuple[list[int], Rows] | None:
         """The beginning that all waiting prompts share, and its keys and values; None where that does not pay."""
         prompts = [row.prompt for row in self.waiting]
-        first, last = min(prompts), max(prompts)  # whatever the two share, all between them share
+        first, last = (
+            min(map(tuple, prompts)),
+            max(map(tuple, prompts)),
+        )  # whatever the two share, all between them share
         alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
         beginning = [token for token, _ in alike][: min(map(len, prompts)) - 1]
         longest = max(row.num_tokens for row in self.waiting)
@@ -305,7 +308,7 @@ def forward(model: Model, ids: Tensor, rows: Rows) -> Tensor:
         ids: The new tokens: [rows, columns].
         rows: The batch, whose mask has the new columns already.
     """
-    takes = _parameters(type(model))
+    takes = _parameters(model.__class__)
     positions = (rows.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     output = model(
         input_ids=ids,
