@@ -31,8 +31,7 @@ from .files import write_json
 Model: TypeAlias = "transformers.PreTrainedModel"
 Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerBase"
 
-CacheLayer = DynamicLayer  # what a cache is made of: a base for layers of one's own
-
+CacheLayer: Any = DynamicLayer  # what a cache is made of: a base for layers of one's own
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -196,7 +195,7 @@ def num_cache_layers(model: Model) -> int | None:
     return len(layers) if layers and plain else None
 
 
-def cache_of(layers: Sequence[CacheLayer]) -> Any:
+def cache_of(layers: Sequence[Any]) -> Any:
     """transformers' cache made of layers of one's own."""
     cache = DynamicCache()
     cache.layers = list(layers)

@@ -196,7 +196,10 @@ class _Batch:
     def _shared(self) -> tuple[list[int], Rows] | None:
         """The beginning that all waiting prompts share, and its keys and values; None where that does not pay."""
         prompts = [row.prompt for row in self.waiting]
-        first, last = min(prompts), max(prompts)  # whatever the two share, all between them share
+        first, last = (
+            min(map(tuple, prompts)),
+            max(map(tuple, prompts)),
+        )  # whatever the two share, all between them share
         alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
         beginning = [token for token, _ in alike][: min(map(len, prompts)) - 1]
         longest = max(row.num_tokens for row in self.waiting)
@@ -210,6 +213,7 @@ class _Batch:
     @torch.inference_mode()
     def _admit(self, entering: list[Row], shared: tuple[list[int], Rows] | None) -> None:
         """Read the prompts of rows and let them in; a prompt that several rows have is read once."""
+        before, self.live = self.live, [*self.live, *entering]
         start = len(shared[0]) if shared else 0
         unlike = {tuple(row.prompt): None for row in entering}
         place = {prompt: number for number, prompt in enumerate(unlike)}
@@ -230,9 +234,8 @@ class _Batch:
         first = draw(logits[taken], entering)
         for row in entering:
             row.columns = start + longest if shared else len(row.prompt)
-        old = [] if self.rows is None else [(self.rows, list(range(len(self.live))), _columns(self.live))]
+        old = [] if self.rows is None else [(self.rows, list(range(len(before))), _columns(before))]
         self.rows = joined([*old, (new, taken, start + longest)])
-        self.live = [*self.live, *entering]
         self.tokens = torch.cat([self.tokens, first])
         for row, token in zip(entering, first.tolist(), strict=True):
             row.take(token, self.tokenizer)
@@ -305,7 +308,7 @@ def forward(model: Model, ids: Tensor, rows: Rows) -> Tensor:
         ids: The new tokens: [rows, columns].
         rows: The batch, whose mask has the new columns already.
     """
-    takes = _parameters(type(model))
+    takes = _parameters(model.__class__)
     positions = (rows.mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     output = model(
         input_ids=ids,
