@@ -131,7 +131,7 @@ def _loaded(spec: TaskSpec, source: ItemSource) -> Benchmark:
         )
     for name, part in (benchmark.by_subject() if spec.name == "mmlu" else {spec.name: benchmark}).items():
         shots, needed = part.splits[part.scored if own else spec.shots], spec.num_fewshot + own
-        if spec.shots and len(shots) < needed or not part.splits[part.scored]:
+        if (spec.shots and len(shots) < needed) or not part.splits[part.scored]:
             raise DataError(
                 f"{name} has {len(shots)} rows to draw examples from and {len(part.splits[part.scored])} to score",
                 allowed=f"{needed} or more for {spec.num_fewshot} examples, and 1 or more to score",

@@ -29,10 +29,11 @@ from ..errors import RecipeError, shown
 from .prepared import Choice, Item, Metrics, PreparedTask
 from .requests import Answer, Completion, Continuation, Request, Whole
 from .scores import Weighting
-from .sources import Benchmark, Rows, item_ids
+from .sources import Benchmark, item_ids
 from .suites import Measure, TaskSpec
 
 NAME = "harness-0.4"
+VERSION = version("lm_eval")
 FEWSHOT_SEED = DEFAULT_OTHER_SEED  # of lm_eval.simple_evaluate
 _STOCK = Path(lm_eval.__file__).parent / "tasks"
 Chat = Callable[..., str]
@@ -74,25 +75,31 @@ def stock_parts(spec: TaskSpec, benchmark: Benchmark, cloze: bool = False) -> li
         cloze: Whether to take the task that asks for words where the usual one asks for a letter.
     """
     benchmarks = benchmark.by_subject() if spec.name == "mmlu" else {"": benchmark}
+    parts = []
+    for name, rows in benchmarks.items():
+        held = {split: InMemory(listed) for split, listed in rows.splits.items()}
+        with quiet(), compiled_templates():
+            task = ConfigurableTask(config=stock_config(spec, name, held, cloze))
+        task.set_fewshot_seed(FEWSHOT_SEED)
+        parts.append(Part(task, name, item_ids(spec.name, rows.splits[rows.scored])))
+    return parts
+
+
+def stock_config(spec: TaskSpec, subject: str, splits: Mapping[str, Any], cloze: bool = False) -> dict[str, Any]:
+    """lm-eval's own configuration of a task, with data at hand instead of the hub's.
+
+    Args:
+        spec: The task.
+        subject: Of MMLU; empty elsewhere.
+        splits: What the task finds under the names of its splits; without one to train on, there is none to draw from.
+        cloze: As in :func:`stock_parts`.
+    """
     file = spec.cloze if cloze and spec.cloze else spec.stock
-    return [
-        Part(_over_rows(_STOCK / file.format(subject=name), spec, rows.splits), name,
-             item_ids(spec.name, rows.splits[rows.scored]))
-        for name, rows in benchmarks.items()
-    ]  # fmt: skip
-
-
-def _over_rows(path: Path, spec: TaskSpec, splits: Mapping[str, Rows]) -> ConfigurableTask:
-    config = load_yaml(path)
+    config = load_yaml(_STOCK / file.format(subject=subject))
     config.pop("tag", None)
     if config.get("training_split") not in splits:
         config["training_split"] = None
-    held = {name: InMemory(rows) for name, rows in splits.items()}
-    config.update(num_fewshot=spec.num_fewshot, custom_dataset=lambda **_: held)
-    with quiet(), compiled_templates():
-        task = ConfigurableTask(config=config)
-    task.set_fewshot_seed(FEWSHOT_SEED)
-    return task
+    return {**config, "num_fewshot": spec.num_fewshot, "custom_dataset": lambda **_: splits}
 
 
 @cache
@@ -177,7 +184,7 @@ def prepare_parts(
     task_version = next(iter({str(part.task.VERSION) for part in parts}))
     return PreparedTask(
         name, NAME, metric, parts[0].task.config.num_fewshot or 0, items, grade, num_available, weighting,
-        f"{NAME}: lm-eval {version('lm_eval')}, task version {task_version}",
+        f"{NAME}: lm-eval {VERSION}, task version {task_version}",
         (*notes, *choice.notes(name, len(items), num_available, order)), identity or {},
     )  # fmt: skip
 
