@@ -9,8 +9,21 @@ from pathlib import Path
 from typing import Any
 
 SUBJECTS = ("anatomy", "us_foreign_policy", "virology")
-_WORDS = "the Red apple river Stone \u00e9tude house [step] Moon  of small 12 light ran [title] sang why? green".split(
-    " "
+_WORDS = (
+    "the",
+    "Red",
+    "apple",
+    "\u00e9tude",
+    "house",
+    "[step]",
+    "",
+    "of",
+    "small",
+    "12",
+    "light",
+    "[title]",
+    "sang",
+    "why?",
 )
 Splits = dict[str, list[dict[str, Any]]]
 

@@ -12,8 +12,8 @@ from typing import Any
 from ..errors import DataError, RecipeError, nearest
 from . import leaderboard
 from .prepared import Choice, PreparedTask
-from .sources import Benchmark, HubItems, ItemSource, item_ids
-from .suites import SUITES, TASKS, Measure, Suite, TaskSpec, find_profile, find_suite, suite_of_tasks
+from .sources import Benchmark, HubItems, ItemSource, digest, item_ids
+from .suites import SUITES, TASKS, Measure, Suite, TaskSpec, find_profile, suite_of_tasks
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,34 @@ class ChatTemplate:
 
     def __call__(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return self.render(messages, add_generation_prompt)
+
+
+def template_of(tokenizer: Any) -> ChatTemplate:
+    """A tokenizer's own chat template, used as lm-eval uses it.
+
+    A template that takes no system turn gets the messages without it. Only MMLU has one: a sentence on the subject.
+
+    Args:
+        tokenizer: Of transformers.
+
+    Raises:
+        RecipeError: It has none.
+    """
+    text = getattr(tokenizer, "chat_template", None)
+    if not text:
+        raise RecipeError("the model's tokenizer has no chat template", next_step="evaluate it without one")
+
+    def render(messages: list[dict[str, str]], start: bool) -> str:
+        options = {"tokenize": False, "add_generation_prompt": start, "continue_final_message": not start}
+        try:
+            return tokenizer.apply_chat_template(messages, **options)
+        except Exception as error:  # what the template itself raises, in its own words
+            kept = [message for message in messages if message["role"] != "system"]
+            if len(kept) == len(messages):
+                raise RecipeError(f"the chat template cannot write an item: {error}") from error
+            return tokenizer.apply_chat_template(kept, **options)
+
+    return ChatTemplate(digest(text)[:12], render)
 
 
 def prepare(
@@ -75,9 +103,8 @@ def prepare(
 def _suite(asked: str | Suite | Sequence[str]) -> Suite:
     if isinstance(asked, Suite):
         return asked
-    if isinstance(asked, str) and (asked in SUITES or ("," not in asked and nearest(asked, SUITES) and
-                                                       not nearest(asked, TASKS))):  # fmt: skip
-        return find_suite(asked)
+    if isinstance(asked, str) and asked in SUITES:
+        return SUITES[asked]
     return suite_of_tasks(asked if isinstance(asked, str) else list(asked))
 
 
@@ -131,7 +158,7 @@ def _loaded(spec: TaskSpec, source: ItemSource) -> Benchmark:
         )
     for name, part in (benchmark.by_subject() if spec.name == "mmlu" else {spec.name: benchmark}).items():
         shots, needed = part.splits[part.scored if own else spec.shots], spec.num_fewshot + own
-        if spec.shots and len(shots) < needed or not part.splits[part.scored]:
+        if (spec.shots and len(shots) < needed) or not part.splits[part.scored]:
             raise DataError(
                 f"{name} has {len(shots)} rows to draw examples from and {len(part.splits[part.scored])} to score",
                 allowed=f"{needed} or more for {spec.num_fewshot} examples, and 1 or more to score",

@@ -6,6 +6,7 @@ Needs the package lm-eval. Nothing of its tasks is written again here: requests 
 
 from __future__ import annotations
 
+import ast
 import copy
 import logging
 import math
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lm_eval
 from lm_eval import utils
+from lm_eval.api import task as task_module
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.defaults import DEFAULT_MAX_GEN_TOKS, DEFAULT_OTHER_SEED
@@ -29,10 +32,11 @@ from ..errors import RecipeError, shown
 from .prepared import Choice, Item, Metrics, PreparedTask
 from .requests import Answer, Completion, Continuation, Request, Whole
 from .scores import Weighting
-from .sources import Benchmark, Rows, item_ids
+from .sources import Benchmark, item_ids
 from .suites import Measure, TaskSpec
 
 NAME = "harness-0.4"
+VERSION = version("lm_eval")
 FEWSHOT_SEED = DEFAULT_OTHER_SEED  # of lm_eval.simple_evaluate
 _STOCK = Path(lm_eval.__file__).parent / "tasks"
 Chat = Callable[..., str]
@@ -74,25 +78,31 @@ def stock_parts(spec: TaskSpec, benchmark: Benchmark, cloze: bool = False) -> li
         cloze: Whether to take the task that asks for words where the usual one asks for a letter.
     """
     benchmarks = benchmark.by_subject() if spec.name == "mmlu" else {"": benchmark}
+    parts = []
+    for name, rows in benchmarks.items():
+        held = {split: InMemory(listed) for split, listed in rows.splits.items()}
+        with quiet(), compiled_templates():
+            task = ConfigurableTask(config=stock_config(spec, name, held, cloze))
+        task.set_fewshot_seed(FEWSHOT_SEED)
+        parts.append(Part(task, name, item_ids(spec.name, rows.splits[rows.scored])))
+    return parts
+
+
+def stock_config(spec: TaskSpec, subject: str, splits: Mapping[str, Any], cloze: bool = False) -> dict[str, Any]:
+    """lm-eval's own configuration of a task, with data at hand instead of the hub's.
+
+    Args:
+        spec: The task.
+        subject: Of MMLU; empty elsewhere.
+        splits: What the task finds under the names of its splits; without one to train on, there is none to draw from.
+        cloze: As in :func:`stock_parts`.
+    """
     file = spec.cloze if cloze and spec.cloze else spec.stock
-    return [
-        Part(_over_rows(_STOCK / file.format(subject=name), spec, rows.splits), name,
-             item_ids(spec.name, rows.splits[rows.scored]))
-        for name, rows in benchmarks.items()
-    ]  # fmt: skip
-
-
-def _over_rows(path: Path, spec: TaskSpec, splits: Mapping[str, Rows]) -> ConfigurableTask:
-    config = load_yaml(path)
+    config = load_yaml(_STOCK / file.format(subject=subject))
     config.pop("tag", None)
     if config.get("training_split") not in splits:
         config["training_split"] = None
-    held = {name: InMemory(rows) for name, rows in splits.items()}
-    config.update(num_fewshot=spec.num_fewshot, custom_dataset=lambda **_: held)
-    with quiet(), compiled_templates():
-        task = ConfigurableTask(config=config)
-    task.set_fewshot_seed(FEWSHOT_SEED)
-    return task
+    return {**config, "num_fewshot": spec.num_fewshot, "custom_dataset": lambda **_: splits}
 
 
 @cache
@@ -177,7 +187,7 @@ def prepare_parts(
     task_version = next(iter({str(part.task.VERSION) for part in parts}))
     return PreparedTask(
         name, NAME, metric, parts[0].task.config.num_fewshot or 0, items, grade, num_available, weighting,
-        f"{NAME}: lm-eval {version('lm_eval')}, task version {task_version}",
+        f"{NAME}: lm-eval {VERSION}, task version {task_version}",
         (*notes, *choice.notes(name, len(items), num_available, order)), identity or {},
     )  # fmt: skip
 
@@ -348,15 +358,17 @@ def compiled_templates(remember: bool = False) -> Iterator[None]:
     An ARC prompt of 25 examples takes it 80 compilations. Not for use in several threads at once.
 
     Args:
-        remember: Whether a text that a document gave is kept for the next time; for documents that nobody changes.
+        remember: Whether a text that a document gave, and the list that was read from it, are kept for the next time;
+            for documents that nobody changes.
     """
-    stock = utils.apply_template
+    stock, stock_ast = utils.apply_template, task_module.ast
     compiled: dict[str, Any] = {}
     texts: dict[tuple[str, int], tuple[Any, str]] = {}
 
     def render(template: str, doc: dict[str, Any]) -> str:
         if template not in compiled:
             compiled[template] = utils.env.from_string(template)
+            compiled[template].globals = dict(compiled[template].globals)  # a plain dict is read several times faster
         if not remember:
             return compiled[template].render(**doc)
         key = (template, id(doc))
@@ -365,10 +377,12 @@ def compiled_templates(remember: bool = False) -> Iterator[None]:
         return texts[key][1]
 
     utils.apply_template = render
+    if remember:
+        task_module.ast = SimpleNamespace(literal_eval=cache(ast.literal_eval))
     try:
         yield
     finally:
-        utils.apply_template = stock
+        utils.apply_template, task_module.ast = stock, stock_ast
 
 
 @contextmanager

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import items
+import pico
 import pytest
 import yaml
 
 from depthup.errors import DepthupError, RecipeError
-from depthup.evaluation.harness import ChatTemplate, prepare
+from depthup.evaluation.harness import ChatTemplate, prepare, template_of
 from depthup.evaluation.prepared import PreparedTask
 from depthup.evaluation.requests import Answer, Completion, Continuation, Request
 from depthup.evaluation.sources import LocalItems
@@ -140,6 +141,31 @@ def test_turns_of_a_chat_are_those_of_lm_eval(folder: Path, stock: Callable[...,
     assert task.requests[0].context.count("<user>") == 26  # type: ignore[union-attr]
 
 
+def test_a_tokenizers_chat_template_is_used_as_lm_eval_uses_it(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer = pico.tiny_tokenizer(tmp_path)
+    messages = [{"role": "system", "content": "of birds"}, {"role": "user", "content": "what?"}]
+    open_turn = [*messages, {"role": "assistant", "content": "The best"}]
+    plain = tokenizer.chat_template
+    for text in (plain, "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + plain):
+        tokenizer.chat_template = text
+        theirs = HFLM.apply_chat_template
+        model = SimpleNamespace(tokenizer=tokenizer, chat_template_args={})
+        ours = template_of(tokenizer)
+        assert ours(messages) == theirs(model, messages)
+        assert ours(open_turn, add_generation_prompt=False) == theirs(model, open_turn, add_generation_prompt=False)
+    assert "of birds" not in ours(messages) and ours.name != ChatTemplate("x", render).name
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(RecipeError, match="cannot write an item: never"):
+        template_of(tokenizer)(messages[1:])
+    tokenizer.chat_template = None
+    with pytest.raises(RecipeError, match="no chat template"):
+        template_of(tokenizer)
+
+
 def test_a_real_model_scores_as_under_lm_eval(
     folder: Path, stock: Callable[..., dict[str, Any]], base: Callable[..., Path]
 ) -> None:
@@ -234,6 +260,7 @@ def test_stock_templates_come_back(folder: Path) -> None:
     ("asked", "options", "says"),
     [
         ("hh6", {}, "did you mean 'h6'"),
+        ("quik", {"profile": "leaderboard-v1"}, "has no task 'quik'"),
         ("arc_chalenge", {}, "did you mean 'arc_challenge'"),
         ("h6", {"profile": "leaderboard"}, "did you mean 'leaderboard-v1'"),
         ("piqa", {"profile": "leaderboard-v1"}, "has no task 'piqa'"),

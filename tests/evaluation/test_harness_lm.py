@@ -83,8 +83,8 @@ def stock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = {"dataset_path": "json", "dataset_name": None,
             "dataset_kwargs": {"data_files": splits, "cache_dir": str(tmp_path / "cache")}}  # fmt: skip
     easy = {"include": str(tasks / "arc/arc_easy.yaml"), "tag": None, "validation_split": None, **data}
-    texts = {"output_type": "loglikelihood_rolling", "test_split": "test", "doc_to_text": "", "metadata": {"version": 1},
-             "doc_to_target": "{{question}}", **data,
+    texts = {"output_type": "loglikelihood_rolling", "test_split": "test", "doc_to_text": "",
+             "metadata": {"version": 1}, "doc_to_target": "{{question}}", **data,
              "metric_list": [{"metric": "word_perplexity", "aggregation": "weighted_perplexity",
                               "higher_is_better": False}]}  # fmt: skip
     for config in (
@@ -122,7 +122,7 @@ def test_a_task_without_a_number_an_item_is_refused(stock: Path) -> None:
 
 
 def test_an_unknown_task_names_the_nearest(stock: Path) -> None:
-    with pytest.raises(RecipeError, match="no task 'secnd' .did you mean 'second'"):
+    with pytest.raises(RecipeError, match=r"no task 'secnd' .did you mean 'second'"):
         prepare("secnd")
 
 

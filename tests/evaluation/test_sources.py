@@ -33,8 +33,10 @@ def test_rows_in_the_hubs_fields_stay_as_they_are(folder: Path) -> None:
 def test_the_projects_own_layout_gives_the_same_rows(folder: Path) -> None:
     """Choices as a list with an index, MMLU's letters, TruthfulQA's dictionaries: converted, not asked otherwise."""
     made = items.benchmarks()
-    arc = [{"id": row["id"], "question": row["question"], "choices": row["choices"]["text"],
-            "answer": row["choices"]["label"].index(row["answerKey"])} for row in made["arc_challenge"]["test"]]  # fmt: skip
+    arc = [
+        {"question": row["question"], "choices": row["choices"]["text"],
+         "answer": row["choices"]["label"].index(row["answerKey"])} for row in made["arc_challenge"]["test"]
+    ]  # fmt: skip
     items.write_rows(folder / "arc/arc_challenge_test.jsonl", arc)
     for row, theirs in zip(LocalItems(folder).load("arc_challenge").splits["test"], made["arc_challenge"]["test"],
                            strict=True):  # fmt: skip
@@ -69,8 +71,9 @@ def test_cleaned_rows_of_hellaswag_give_their_own_text_as_prompt(folder: Path) -
 
 
 def test_parquet_and_hub_give_the_same_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow")
     datasets = pytest.importorskip("datasets")
+    import pyarrow
     import pyarrow.parquet
 
     asked = []
