@@ -49,7 +49,16 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "evaluation": frozenset({"data", "training.objectives"}),
     "synthesis": frozenset({"generation"}),
     "contamination": frozenset(),
-    "report": frozenset({"evaluation.scores", "evaluation.statistics", "evaluation.compare", "artifacts", "costs"}),
+    "report": frozenset(
+        {
+            "evaluation.scores",
+            "evaluation.statistics",
+            "evaluation.compare",
+            "evaluation.paper_tables",
+            "artifacts",
+            "costs",
+        }
+    ),
     "stage_settings": frozenset({"presets"}),
     "recipe": frozenset({"presets", "stage_settings"}),
     "stage_data": frozenset({ANY}),
@@ -58,7 +67,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "training_verbs": frozenset({ANY}),
     "stages": frozenset({ANY}),
     "pipeline": frozenset({ANY}),
-    "reference": frozenset({"cli", "stage_settings", "presets", "drawing"}),
+    "reference": frozenset({"cli", "stage_settings", "presets", "drawing", "report"}),
     "workloads": frozenset(
         {"recipe", "stages", "presets", "checkpoint", "conversion.gguf_header", "growth.freeze", "planning"}
     ),
@@ -124,7 +133,7 @@ LIGHT = (
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
     "plan_verb", "compare_verb", "conversion.gguf_header", "evaluation.scores", "evaluation.requests",
     "evaluation.distributions", "evaluation.statistics", "evaluation.pairs", "evaluation.compare", "evaluation.results",
-    "evaluation.results_form", "evaluation.samples",
+    "evaluation.results_form", "evaluation.foreign_results", "evaluation.samples", "evaluation.paper_tables",
 )  # fmt: skip
 
 
