@@ -12,6 +12,7 @@ from .cli import make_parser
 from .drawing import sketch
 from .layers import INITS
 from .presets import PRESETS, preset_plan
+from .report.noise_page import noise_figure, noise_page
 from .stage_settings import DATA_KINDS, STAGE_KINDS, Lora, RandomModel, Rate
 
 _NESTED: dict[str, Any] = {"random": RandomModel, "rate": Rate, "lora": Lora}
@@ -87,7 +88,13 @@ def _inits() -> str:
     )
 
 
-PAGES = {"cli.md": cli_page, "recipe.md": recipe_page, "growth.md": growth_page}
+PAGES = {
+    "cli.md": cli_page,
+    "recipe.md": recipe_page,
+    "growth.md": growth_page,
+    "noise.md": noise_page,
+    "noise-h6.svg": noise_figure,
+}
 
 
 def _block(text: str) -> str:

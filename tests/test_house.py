@@ -50,7 +50,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "synthesis": frozenset({"generation"}),
     "contamination": frozenset(),
     "report": frozenset(
-        {"evaluation.scores", "evaluation.statistics", "evaluation.compare", "evaluation.results", "artifacts", "costs"}
+        {
+            "evaluation.scores",
+            "evaluation.statistics",
+            "evaluation.compare",
+            "evaluation.paper_tables",
+            "evaluation.results",
+            "artifacts",
+            "costs",
+        }
     ),
     "stage_settings": frozenset({"presets"}),
     "recipe": frozenset({"presets", "stage_settings"}),
@@ -61,7 +69,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "training_verbs": frozenset({ANY}),
     "stages": frozenset({ANY}),
     "pipeline": frozenset({ANY}),
-    "reference": frozenset({"cli", "stage_settings", "presets", "drawing"}),
+    "reference": frozenset({"cli", "stage_settings", "presets", "drawing", "report"}),
     "workloads": frozenset(
         {"recipe", "stages", "presets", "checkpoint", "conversion.gguf_header", "growth.freeze", "planning"}
     ),
@@ -140,10 +148,10 @@ DOORS: dict[str, set[str]] = {
 LIGHT = (
     "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "blending", "presets", "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
-    "plan_verb", "compare_verb", "evaluate_verb", "merge_verb", "conversion.gguf_header", "evaluation.suites", "evaluation.requests",
-    "evaluation.scores", "evaluation.sources", "evaluation.prepared", "evaluation.harness", "evaluation.distributions",
-    "evaluation.statistics", "evaluation.pairs", "evaluation.compare", "evaluation.results", "evaluation.results_form",
-    "evaluation.samples",
+    "plan_verb", "compare_verb", "evaluate_verb", "merge_verb", "conversion.gguf_header", "evaluation.scores",
+    "evaluation.requests", "evaluation.suites", "evaluation.sources", "evaluation.prepared", "evaluation.harness",
+    "evaluation.distributions", "evaluation.statistics", "evaluation.pairs", "evaluation.compare", "evaluation.results",
+    "evaluation.results_form", "evaluation.foreign_results", "evaluation.samples", "evaluation.paper_tables",
 )  # fmt: skip
 
 
