@@ -227,6 +227,12 @@ class PretrainStage(_Training):
     row_tokens: int = Field(2048, ge=2, description="Tokens in a row.")
     document_mask: bool = Field(True, description="Keep documents in a row from seeing one another.")
     eval_tokens: int = Field(8192, gt=0, description="Held-out tokens that are measured.")
+    router_loss: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of a mixture of experts' load-balancing loss (arXiv:2101.03961); not said: what"
+        " `config.json` asks for, `router_aux_loss_coef` where `output_router_logits` is true, else 0.",
+    )
     keep_optimizer: bool = Field(False, description="Keep the optimizer's moments beside the weights.")
     optimizer_from: str | None = Field(
         None,
@@ -270,6 +276,12 @@ class SftStage(_Epochs):
     turns: Literal["all", "last"] = Field("all", description="Answers that are trained on.")
     train_on_prompt: bool = Field(False, description="Whether the context is trained on, too.")
     eval_tokens: int = Field(8192, gt=0, description="Held-out tokens that are measured.")
+    router_loss: float | None = Field(
+        None,
+        ge=0,
+        description="Weight of a mixture of experts' load-balancing loss (arXiv:2101.03961); not said: what"
+        " `config.json` asks for, `router_aux_loss_coef` where `output_router_logits` is true, else 0.",
+    )
 
 
 class PreferenceStage(_Epochs):

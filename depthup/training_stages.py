@@ -43,16 +43,18 @@ def _language(
     """Train on the next token: what pretrain and sft have in common."""
     from .data.mixture import Mixture
     from .evaluation.heldout import held_out_loss
+    from .training.balance import choose_balance
     from .training.heads import choose_head
     from .training.objectives import CausalLM
 
     stage = job.stage
     held_out = held_out_rows(job, start.source, start.tokenizer, eval_tokens)
-    objective = CausalLM(choose_head(start.model))
+    head = choose_head(start.model)
+    objective = CausalLM(head, choose_balance(start.model, stage.router_loss))
 
     def evaluate(model: Any) -> dict[str, Any]:
         found = {
-            part: held_out_loss(model, its, lambda m, b: objective(m, b).loss, rows_per_batch=stage.micro_batch_rows)
+            part: held_out_loss(model, its, head.summed_loss, rows_per_batch=stage.micro_batch_rows)
             for part, its in held_out.items()
         }
         num_tokens = sum(each.num_tokens for each in found.values())

@@ -147,7 +147,9 @@ def dpo(
 
     Its sums, per pair: ``rewards/{chosen,rejected,margins,accuracies}``, ``rewards/margins_squared`` (for the spread),
     ``logps/{chosen,rejected}`` in nats an answer and ``logps/{chosen,rejected}_per_token``,
-    ``lengths/{chosen,rejected}`` in tokens, and ``nll/chosen`` in nats a token.
+    ``lengths/{chosen,rejected}`` in tokens, and ``nll/chosen`` in nats a token. Where there is a reference, also how
+    far the policy has gone from it on these answers, in nats a token: ``kl_k1/{chosen,rejected}`` and
+    ``kl_k3/{chosen,rejected}``, see :func:`_divergence`.
 
     Raises:
         TrainingError: See :class:`Preference`; and from the objective, a batch without pairs or reference.
@@ -170,7 +172,7 @@ class PreferenceObjective:
         settings, variant = self.settings, VARIANTS[self.settings.variant]
         sums = answer_logps(self.head, model, batch)
         lengths = torch.from_numpy(answer_lengths(batch)).to(sums.device)
-        scores = sums
+        scores, figures = sums, {}
         if variant.uses_reference:
             if batch.reference is None:
                 raise TrainingError(
@@ -178,12 +180,14 @@ class PreferenceObjective:
                     next_step="compute them before training, or take simpo, which has no reference",
                 )
             scores = sums - torch.from_numpy(batch.reference).to(sums)
+            figures = _divergence(scores.detach() / lengths)
         if variant.averages:
             scores = scores / lengths
         chosen, rejected = scores.unbind(1)
         nll = -sums[:, 0] / lengths[:, 0]
         losses = settings.pair_losses(chosen, rejected) + settings.nll_weight * nll
-        return Measured(losses.sum().float(), _figures(scores.detach(), sums.detach(), lengths, settings.beta))
+        figures |= _figures(scores.detach(), sums.detach(), lengths, settings.beta)
+        return Measured(losses.sum().float(), figures)
 
 
 def answer_logps(head: Head, model: nn.Module, batch: PairBatch) -> Tensor:
@@ -217,6 +221,24 @@ def _figures(scores: Tensor, sums: Tensor, lengths: Tensor, beta: float) -> dict
         "logps/rejected_per_token": per_token[:, 1].sum(),
         "nll/chosen": -per_token[:, 0].sum(),
     }
+
+
+def _divergence(ratios: Tensor) -> dict[str, Tensor]:
+    """Estimates of KL(policy || reference) in nats a token, each summed over pairs: k1 and k3 of Schulman 2020
+    (Approximating KL Divergence, joschu.net/blog/kl-approx.html).
+
+    Both are exact on average for texts that the policy writes; chosen and rejected answers are not, so they tell a
+    drift on these texts. k1 is the mean log-ratio and may be negative; k3, exp(-k1) - 1 + k1, is never below 0. Of each
+    answer only the sum of its tokens' log-ratios is known, and k3 of their mean is at most the mean of their k3.
+
+    Args:
+        ratios: log(policy / reference) of each answer, mean over its tokens, [num_pairs, 2].
+    """
+    found: dict[str, Tensor] = {}
+    for number, side in enumerate(_SIDES):
+        k1 = ratios[:, number]
+        found |= {f"kl_k1/{side}": k1.sum(), f"kl_k3/{side}": (torch.expm1(-k1) + k1).sum()}
+    return found
 
 
 _SIDES = ("chosen", "rejected")

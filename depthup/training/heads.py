@@ -46,13 +46,18 @@ class Head:
         """Cross-entropy in nats, summed over the batch's targets: a float32 scalar with gradient."""
         return self.losses(model, batch)[0]
 
-    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def losses(
+        self, model: nn.Module, batch: Batch, routers: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """:meth:`summed_loss`; and the loss of each target in the order of the batch's positions, float32
-        [num_targets] without gradient, or None where the back end only knows the sum."""
+        [num_targets] without gradient, or None where the back end only knows the sum.
+
+        Into ``routers``, if given, go the logits of the routers of a mixture of experts, a tensor for each layer.
+        """
         batch = _computed(model, batch)
         positions, labels = _targets(model, batch)
         if self.backend == "full":
-            logits = model(**model_inputs(model, batch)).logits.flatten(0, 1)
+            logits = _run(model, batch, routers).logits.flatten(0, 1)
             every = _moved(batch.labels.ravel(), logits.device)
             found = F.cross_entropy(_wide(logits), every, ignore_index=IGNORED, reduction="none")
             return found.sum(), found.detach().index_select(0, positions)
@@ -61,7 +66,7 @@ class Head:
         def loss(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return kernels.summed_loss(hidden, weight, labels, bias, cap=self.cap, backend=self.backend, each=each)
 
-        return self._through(model, batch, positions, loss), each
+        return self._through(model, batch, positions, loss, routers), each
 
     def token_logps(self, model: nn.Module, batch: Batch) -> Tensor:
         """Log-probability of each target in nats, in the order of the batch's positions: float32 [num_targets]."""
@@ -76,7 +81,10 @@ class Head:
 
         return self._through(model, batch, positions, logps)
 
-    def _through(self, model: nn.Module, batch: Batch, positions: Tensor, compute: Callable[..., Tensor]) -> Tensor:
+    def _through(
+        self, model: nn.Module, batch: Batch, positions: Tensor, compute: Callable[..., Tensor],
+        routers: list[Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Call the model with ``compute`` in place of its head, and return what that returned."""
         head = _linear_head(model)
         assert head is not None, "choose_head found one"
@@ -96,7 +104,7 @@ class Head:
             return computed[0].sum().view(1, 1, 1) * 0
 
         with _replaced(head, forward):
-            zero = model(**model_inputs(model, batch)).logits.sum() * 0
+            zero = _run(model, batch, routers).logits.sum() * 0
         return computed[0] + zero
 
 
@@ -198,6 +206,17 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
 def _computed(model: nn.Module, batch: Batch) -> Batch:
     """The part of a batch that the model is run on: on CPU up to the last target; elsewhere all, of a fixed shape."""
     return batch.needed() if next(model.parameters()).device.type == "cpu" else batch
+
+
+def _run(model: nn.Module, batch: Batch, routers: list[Tensor] | None) -> Any:
+    """The model's output for a batch; into ``routers``, if given, go the logits of its routers."""
+    inputs = model_inputs(model, batch)
+    if routers is None:
+        return model(**inputs)
+    inputs.pop("attention_mask", None)  # a note for attention alone: the model's own balance loss would read it
+    found = model(**inputs, output_router_logits=True)
+    routers.extend(found.router_logits)
+    return found
 
 
 def _targets(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

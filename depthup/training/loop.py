@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from ..data.packing import Batch, Rows
 from ..errors import Stopped, TrainingError
+from . import attention
 from .checkpointing import States
 from .guard import Guard
 from .metrics import Logger, MetricsFile, read_metrics
-from .objectives import Objective
+from .objectives import Objective, choose_attention
 from .optimizers import make_optimizer, take_masters
 from .parallel import World, alone, lay_out
 from .settings import TrainResult, TrainSettings
@@ -95,6 +96,8 @@ def train(
     """
     world = world or alone(next(model.parameters()).device)
     optimizer, guard = _prepared(model, settings, world, groups), Guard(world.device, sigmas=settings.guard_sigmas)
+    if attention.implementation(model) == attention.NAME:
+        choose_attention(model, narrow=settings.precision != "float32")  # now that weights have their type
     if not isinstance(rows, Rows):
         rows = rows(model)
     states = States(folder / "state", model, optimizer, guard, world, settings.num_states)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from short_runs import SETTINGS, make_rows
 
 from depthup.data.packing import Batch, pack
 from depthup.data.tokens import TokenizedDocuments
@@ -18,7 +21,9 @@ from depthup.errors import TrainingError
 from depthup.training import attention
 from depthup.training.attention import NAME, by_document, by_flash, by_mask, document_borders
 from depthup.training.heads import FULL, model_inputs
+from depthup.training.loop import train
 from depthup.training.objectives import causal_lm, choose_attention, require_document_mask
+from depthup.training.schedule import Schedule
 
 ROWS = [[5, 1, 7, 3], [16], [2, 2, 12]]  # lengths of documents
 SLIDING = {"mistral", "qwen2_sliding", "gemma3_text", "olmo3", "cohere2"}
@@ -195,6 +200,24 @@ def test_no_mask_is_made_and_no_position_is_looked_at(monkeypatch: pytest.Monkey
     model.set_attn_implementation("sdpa")
     with pytest.raises(AssertionError, match="looked at"):
         causal_lm(model, batch)
+
+
+@pytest.mark.parametrize(("precision", "chosen"), [("mixed", "sdpa"), ("float32", NAME)])
+def test_attention_is_tried_again_in_the_type_that_is_trained(
+    precision: str, chosen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A kernel that is wrong in bfloat16 alone, as one of a GPU may be, is found out after the weights are cast."""
+    right = attention.by_document
+
+    def wrong_when_narrow(query: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        return right(query, *arguments) * (1.0 if query.dtype == torch.float32 else 50.0)
+
+    monkeypatch.setattr(attention, "by_document", wrong_when_narrow)
+    model = pico.model(num_layers=2)
+    assert choose_attention(model) == NAME
+    settings = replace(SETTINGS, schedule=Schedule("constant", 1), precision=precision)
+    train(model, make_rows(), causal_lm, settings, tmp_path, progress=False)
+    assert attention.implementation(model) == chosen
 
 
 def test_dropout_of_attention_is_refused() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from depthup.data.packing import IGNORED, PairBatch
 from depthup.errors import TrainingError
-from depthup.training.dpo import VARIANTS, Preference, alarms, answer_logps, dpo
+from depthup.training.dpo import VARIANTS, Preference, alarms, answer_lengths, answer_logps, dpo
 from depthup.training.heads import FULL, Head
 from depthup.training.objectives import causal_lm
 
@@ -97,6 +97,23 @@ def test_a_policy_that_is_its_reference_costs_what_it_must(variant: str) -> None
     measured = dpo(**options, head=HEAD)(model, with_reference(make_pairs([[0, 1], [2]]), model))
     nll = settings.nll_weight * measured.sums["nll/chosen"].item()
     assert (measured.loss.item() - nll) / 3 == pytest.approx(settings.start_loss, rel=1e-5)
+
+
+def test_drift_from_the_reference_is_estimated_a_token_at_a_time() -> None:
+    """Against sums over the answers' tokens by hand; a policy that is its reference has none, SimPO tells nothing."""
+    model, batch = pico.model(num_layers=2), make_pairs([[0, 1], [2]])
+    there = with_reference(batch, pico.model(num_layers=2, seed=1))
+    sums = dpo(head=HEAD)(model, there).sums
+    assert there.reference is not None
+    with torch.no_grad():
+        k1 = (answer_logps(HEAD, model, there).numpy() - there.reference) / answer_lengths(there)
+    for number, side in enumerate(("chosen", "rejected")):
+        assert sums[f"kl_k1/{side}"].item() == pytest.approx(k1[:, number].sum(), rel=1e-5)
+        expected = (np.exp(-k1[:, number]) - 1 + k1[:, number]).sum()
+        assert sums[f"kl_k3/{side}"].item() == pytest.approx(expected, rel=1e-4) and expected > 0
+    same = dpo(head=HEAD)(model, with_reference(batch, model)).sums
+    assert all(abs(same[name].item()) < 1e-5 for name in same if name.startswith("kl_"))
+    assert not [name for name in dpo("simpo", beta=2.0, head=HEAD)(model, batch).sums if name.startswith("kl_")]
 
 
 def test_losses_at_the_start() -> None:
