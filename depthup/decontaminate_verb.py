@@ -23,18 +23,18 @@ seen), report.json. Kept and flagged together are every row of the input, in its
 lines. Stopped or cut off, the same command goes on. docs/contamination.md tells what each rule finds.
 exit status: 0 nothing found, 1 some rows were flagged
 """)  # fmt: skip
-    from .contamination.rules import DEFAULT_RULES, RULES
+    from .contamination.rules import RULES
 
     parser.add_argument("train", metavar="TRAIN", nargs="*", help=".jsonl, .json, .txt (.gz), .parquet, or folders")
     parser.add_argument(
         "--against", default="h6", metavar="NAMES",
-        help="test sets, with commas between: h6 (default: arc, hellaswag, mmlu, truthfulqa, winogrande, gsm8k), arc-easy,"
-        " math, or files of the data folder with a question in each row",
+        help="test sets, with commas between: h6 (default: arc, hellaswag, mmlu, truthfulqa, winogrande, gsm8k),"
+        " arc-easy, math, or files of the data folder with a question in each row",
     )  # fmt: skip
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="where the test sets lie (data)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to make; it must not exist")
     parser.add_argument(
-        "--rules", type=_rules, default=DEFAULT_RULES, metavar="NAMES",
+        "--rules", type=_rules, default=RULES, metavar="NAMES",
         help=f"by which rows are flagged, with commas between, of: {', '.join(RULES)}",
     )  # fmt: skip
     parser.add_argument("--field", action="append", default=[], metavar="NAME", help="only this field of each row")

@@ -27,7 +27,7 @@ from ..files import publishing, write_json, write_text
 from .benchmarks import Item, load_items
 from .index import Reference, make_reference
 from .rows import Block, find_files, parse_row, read_blocks
-from .rules import DEFAULT_RULES, Rule
+from .rules import RULES, Rule
 from .scanner import Leak, Scanner
 from .tally import Tally
 
@@ -51,7 +51,7 @@ class Audit:
     paths: tuple[str, ...]
     against: tuple[str, ...]
     data_dir: Path
-    rules: tuple[Rule, ...] = DEFAULT_RULES
+    rules: tuple[Rule, ...] = RULES
     fields: tuple[str, ...] = ()
     shard: tuple[int, int] = (1, 1)
 
@@ -180,11 +180,8 @@ class _State:
         try:
             saved = json.loads((folder / "state.json").read_text())
             if saved["identity"] == identity:
-                self.num_blocks, self.tally, sizes = (
-                    saved["num_blocks"],
-                    Tally.from_json(saved["tally"]),
-                    saved["sizes"],
-                )
+                self.tally = Tally.from_json(saved["tally"])
+                self.num_blocks, sizes = saved["num_blocks"], saved["sizes"]
         except (OSError, ValueError, KeyError):
             pass  # the first run, or one that was stopped before its first state
         self._files: dict[str, BinaryIO] = {}
@@ -287,7 +284,9 @@ def _pool(reference: Reference, audit: Audit, workers: int) -> Iterator[ProcessP
     try:
         yield pool
     except BrokenProcessPool as error:
-        raise OutputError("a worker process was ended from outside, perhaps for want of memory",
-                          next_step="run the same command: it goes on; fewer --workers take less memory") from error  # fmt: skip
+        raise OutputError(
+            "a worker process was ended from outside, perhaps for want of memory",
+            next_step="run the same command: it goes on; fewer --workers take less memory",
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""The test sets as arrays: words by their ids, how much each word tells, and which 5-grams and words lead to an item."""
+"""The test sets as arrays: words by their ids, what each word tells, and which 5-grams and words lead to an item."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ class Index(NamedTuple):
         seed_slot: Open table, int32[2**k]: number of a seed, or -1.
         seed_at: Where the words of a seed stand in ``words``, int64[G].
         seed_start, seed_items: Items of a seed, int64[G + 1] and int32.
-        voter_start, voter_items: Items that a word votes for, plain, int64[V + 1] and int32.
-        masked_voter_start, masked_voter_items: The same for math, of masked words.
+        voter_start, voter_items: Items that a word votes for, int64[V + 1] and int32.
         label_ids: Ids of ``question`` and ``answer``, int32[2].
     """
 
@@ -109,9 +108,10 @@ def make_reference(items: Sequence[Item]) -> Reference:
     total = np.bincount(owners, weights=weight[distinct], minlength=len(items))
     voting = (df[distinct] <= _MAX_VOTERS) & (distinct != NUMBER)
     voter_start, voter_items = _grouped(distinct[voting], owners[voting], len(weight))
+    bits, slots, seed_at, seed_start, seed_items = _seeds(words, start, owner)
     index = Index(
-        words, plain, start, answer_ids, answer_start, weight, total, is_math,
-        *_seeds(words, start, owner), voter_start, voter_items, ids[-2:].copy(),
+        words, plain, start, answer_ids, answer_start, weight, total, is_math, bits, slots, seed_at, seed_start,
+        seed_items, voter_start, voter_items, ids[-2:].copy(),
     )  # fmt: skip
     return Reference(tuple(items), vocabulary, index)
 

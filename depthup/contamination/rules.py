@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Rule = Literal["name", "exact", "cluster", "ngram", "numbers", "rephrased", "near-copy", "embedding"]
-RULES: tuple[Rule, ...] = ("name", "exact", "cluster", "ngram", "numbers", "rephrased", "near-copy", "embedding")
-DEFAULT_RULES: tuple[Rule, ...] = ("name", "exact", "cluster", "ngram", "numbers", "rephrased", "near-copy")
+Rule = Literal["name", "exact", "cluster", "ngram", "numbers", "rephrased"]
+RULES: tuple[Rule, ...] = ("name", "exact", "cluster", "ngram", "numbers", "rephrased")
 
 _SHORT, _LONG = 8, 20  # words of a question
 _NEEDED_SHORT, _NEEDED_LONG = 0.95, 0.7  # share in order at these lengths, in between on a line

@@ -70,7 +70,7 @@ def texts_of(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(value, str):
             yield path, value
         elif isinstance(value, Mapping):
-            stack += [(f"{path}.{key}" if path else str(key), child) for key, child in reversed(value.items())]
+            stack += [(f"{path}.{key}" if path else str(key), child) for key, child in reversed(list(value.items()))]
         elif isinstance(value, (list, tuple)):
             stack += [(f"{path}[{number}]", value[number]) for number in reversed(range(len(value)))]
 

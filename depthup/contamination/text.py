@@ -2,8 +2,8 @@
 
 A word is a run of letters and digits. Case is dropped for ASCII and Latin-1 letters; punctuation parts words, save
 that an apostrophe, and a comma between digits, is left out (``Janet's`` -> ``janets``, ``1,000`` -> ``1000``). Every
-other byte from 0x80 on is a letter: the test sets are English, and a code point is never cut, since only whole words are
-compared. Words are compared by 62 bits of hash.
+other byte from 0x80 on is a letter: the test sets are English, and no code point is cut where only whole words are
+compared. Words are equal where 62 bits of hash are.
 
 The kernels are plain Python over NumPy arrays. With the extra ``contamination`` numba compiles them; without it the
 same code runs, and gives the same, some hundred times slower. No number exceeds 62 bits, so that nothing wraps around.
@@ -18,6 +18,7 @@ import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+numba: Any
 try:
     import numba
 except ImportError:
@@ -28,8 +29,7 @@ def compiled(function: Function) -> Function:
     """The function compiled by numba (kept on the disk for the next process), or as it is where numba is missing."""
     if numba is None:
         return function
-    made: Function = numba.njit(cache=True, nogil=True)(function)
-    return made
+    return numba.njit(cache=True, nogil=True)(function)
 
 
 def python_of(function: Any) -> Any:
@@ -84,8 +84,8 @@ class Words(NamedTuple):
 def room_for(num_bytes: int) -> Words:
     """Room for the words of a text of so many bytes."""
     most = num_bytes // 2 + 1
-    integers = [np.empty(most, np.int32) for _ in range(3)]
-    return Words(*integers, np.empty(most, np.uint8), np.empty(most, np.int64))
+    begin, end, line = (np.empty(most, np.int32) for _ in range(3))
+    return Words(begin, end, line, np.empty(most, np.uint8), np.empty(most, np.int64))
 
 
 @compiled
