@@ -134,7 +134,7 @@ def _by_votes(plain: np.ndarray, masked: np.ndarray, low: int, high: int, index:
 @compiled
 def _best_window(
     ids: np.ndarray, low: int, high: int, question: np.ndarray, index: Index, scratch: Scratch
-) -> tuple[float, int]:  # noqa: E501
+) -> tuple[float, int]:
     """(weight of the question's distinct words in the best window, where that window begins)."""
     scratch.stamp[1] += 1
     mark = int(scratch.stamp[1])

@@ -106,29 +106,23 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(
 ) -> None:
     run_audit(audit_of(train, data_dir), tmp_path / "whole")
     monkeypatch.setattr(audit_module, "_SECONDS", 0.0)
-    for stop_at in range(1, 100):
-        scanned = 0
+    original, stop_after = audit_module._scanned, iter([0, 1, 4, 2, 0, 3, 10**9])
 
-        def stopping(*arguments: object) -> Iterator[object]:
-            nonlocal scanned
-            for result in original(*arguments):  # type: ignore[arg-type]
-                scanned += 1
-                if scanned > stop_at % 5:
-                    raise KeyboardInterrupt
-                yield result
+    def stopping(*arguments: object) -> Iterator[object]:
+        last = next(stop_after)
+        for scanned, result in enumerate(original(*arguments)):  # type: ignore[arg-type]
+            if scanned == last:
+                raise KeyboardInterrupt
+            yield result
 
-        original = audit_module._scanned
-        monkeypatch.setattr(audit_module, "_scanned", stopping)
-        try:
+    monkeypatch.setattr(audit_module, "_scanned", stopping)
+    for _ in range(6):
+        with pytest.raises(KeyboardInterrupt):
             run_audit(audit_of(train, data_dir), tmp_path / "out")
-            break
-        except KeyboardInterrupt:
-            assert not (tmp_path / "out").exists()
-            with open(tmp_path / ".out.partial" / "kept.jsonl", "ab") as file:
-                file.write(b'{"half')  # what a kill may leave behind the last state
-        finally:
-            monkeypatch.setattr(audit_module, "_scanned", original)
-    assert stop_at > 3
+        assert not (tmp_path / "out").exists()
+        with open(tmp_path / ".out.partial" / "kept.jsonl", "ab") as file:
+            file.write(b'{"half')  # what a kill may leave behind the last state
+    run_audit(audit_of(train, data_dir), tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -149,17 +143,18 @@ def test_the_error_of_a_worker_names_file_and_line(train: Path, data_dir: Path, 
 
 def test_every_kind_of_file_is_read(data_dir: Path, tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     folder = tmp_path / "kinds"
     folder.mkdir()
     (folder / "a.json").write_text(json.dumps([{"prompt": "x"}, {"chosen": [{"role": "user", "content": LEAK}]}]))
     (folder / "b.txt").write_text(f"Plain text.\n{LEAK}\n")
-    pyarrow.parquet.write_table(pyarrow.table({"q": ["x", LEAK], "n": [1, 2]}), folder / "c.parquet")
+    parquet.write_table(pyarrow.table({"q": ["x", LEAK], "n": [1, 2]}), folder / "c.parquet")
     (folder / "left-out.csv").write_text("x")
     report = run_audit(audit_of(folder, data_dir), tmp_path / "out")
     assert [tuple(counts.values()) for counts in report["files"].values()] == [(2, 1), (1, 1), (2, 1)]
-    spans = [json.loads(line)["leaks"][0]["spans"] for line in (tmp_path / "out" / "flagged.jsonl").open()]
+    spans = [
+        json.loads(line)["leaks"][0]["spans"] for line in (tmp_path / "out" / "flagged.jsonl").read_text().splitlines()
+    ]
     assert [span[0]["field"] for span in spans] == ["chosen[0].content", "text", "q"]
 
 
