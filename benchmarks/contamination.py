@@ -1,8 +1,8 @@
 """Promise of contamination: a million 500-word documents against the six test sets in 3 minutes on 2 cores, under 2 GB.
 
 Documents are real text cut to 500 words; into some of them test items are planted, as they are and lightly edited.
-Measures `depthup decontaminate` (speed, memory, what it finds, what it flags in clean text) beside two peers in the same
-run: datatrove's NGramsDecontFilter (12-grams of spaCy words, questions counted too) and the Janitor of
+Measures `depthup decontaminate` (speed, memory, what it finds, what it flags in clean text) beside two peers in the
+same run: datatrove's NGramsDecontFilter (12-grams of spaCy words, questions counted too) and the Janitor of
 lm-evaluation-harness (13-grams). Peers are slow: they read the first of the same documents. Linux only.
 """
 
@@ -29,10 +29,9 @@ EXAMPLES = """examples:
   python benchmarks/contamination.py --data-dir ../shared/data --documents 3000 --planted 100      a first look
   python benchmarks/contamination.py --data-dir ../shared/data --peer-python datatrove-venv/bin/python \\
       --json docs/results/contamination.json                                                      the published figures
-The peers run with --peer-python (this one by default), one that has datatrove 0.10 with spaCy, or lm-eval; a peer that is
-not installed there is left out. lm-eval may have a Python of its own: --lm-eval-python.
+A peer runs with --peer-python (datatrove 0.10 with spaCy) and --lm-eval-python, by default this one; where it is not
+installed it is left out.
 """
-FOLDERS = ("pretrain",)
 WORDS = 500
 
 # Both read documents, and items {question, answer}, as JSON lines; print {seconds, flagged: [row numbers]}.
@@ -259,8 +258,8 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        found = {"machine": machine(Path(work)), "load_before": round(os.getloadavg()[0], 2), "workers": options.workers,
-                 **benchmark(options, Path(work))}  # fmt: skip
+        found = {"machine": machine(Path(work)), "load_before": round(os.getloadavg()[0], 2),
+                 "workers": options.workers, **benchmark(options, Path(work))}  # fmt: skip
     found["load_after"] = round(os.getloadavg()[0], 2)
     text = json.dumps(found, indent=2)
     print(text)

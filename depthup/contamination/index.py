@@ -82,19 +82,17 @@ class Reference:
 
 
 def make_reference(items: Sequence[Item]) -> Reference:
-    """Index some items (28,600 of them in some 4 s)."""
-    questions, answers = [], []
-    for item in items:
-        question, answer = _hashes(item.question), _hashes(item.answer)
+    """Index some items (28,600 of them in some 2 s)."""
+    questions, digits = _split([item.question for item in items])
+    answers, answer_digits = _split([item.answer for item in items])
+    for k, question in enumerate(questions):
         if len(question) < SEED:  # too little to be known by; with its answer it may be enough
-            question, answer = np.concatenate([question, answer]), answer[:0]
-        questions.append(question[-MAX_WORDS:])
-        answers.append(answer)
-    labels = _hashes("question answer")
-    numbers = _hashes(_SPELLED)
+            questions[k], answers[k] = np.concatenate([question, answers[k]]), answers[k][:0]
+    questions = [question[-MAX_WORDS:] for question in questions]
+    (labels, spelled), _ = _split(["question answer", _SPELLED])
     everything = np.concatenate([*questions, *answers, labels])
-    in_digits = np.unique(np.concatenate([numbers, *(_number_hashes(f"{i.question}\n{i.answer}") for i in items)]))
-    vocabulary, ids = make_vocabulary(everything, in_digits)
+    numbers = np.unique(np.concatenate([spelled, digits, answer_digits]))
+    vocabulary, ids = make_vocabulary(everything, numbers)
     start, answer_start = _starts(questions), _starts(answers)
     plain, answer_ids = ids[: start[-1]], ids[start[-1] : start[-1] + answer_start[-1]]
     is_math = np.array([item.benchmark in MATH for item in items], np.uint8)
@@ -116,14 +114,12 @@ def make_reference(items: Sequence[Item]) -> Reference:
     return Reference(tuple(items), vocabulary, index)
 
 
-def _hashes(text: str) -> np.ndarray:
-    words, count, _ = words_of(text)
-    return words.hash[:count].copy()
-
-
-def _number_hashes(text: str) -> np.ndarray:
-    words, count, _ = words_of(text)
-    return words.hash[:count][words.digits[:count] == 1]
+def _split(texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+    """(hashes of the words of each text, hashes of all words that are numbers in digits)."""
+    words, count, _ = words_of("\n".join(text.replace("\n", " ") for text in texts))
+    cuts = np.searchsorted(words.line[:count], np.arange(1, len(texts)))
+    hashes = words.hash[:count]
+    return np.split(hashes, cuts), hashes[words.digits[:count] == 1]
 
 
 def _starts(parts: Sequence[np.ndarray]) -> np.ndarray:
