@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import random
@@ -24,6 +25,9 @@ from measuring import REPOSITORY, machine, measure, output_of, say
 
 sys.path.insert(0, str(REPOSITORY))
 from depthup.contamination.benchmarks import SUITES, Item, load_items
+from depthup.contamination.index import make_reference
+from depthup.contamination.rules import RULES
+from depthup.contamination.scanner import Scanner
 
 EXAMPLES = """examples:
   python benchmarks/contamination.py --data-dir ../shared/data --documents 3000 --planted 100      a first look
@@ -34,11 +38,18 @@ installed it is left out.
 """
 WORDS = 500
 
-# Both read documents, and items {question, answer}, as JSON lines; print {seconds, flagged: [row numbers]}.
+# Both read items {question, answer}, then files of documents, as JSON lines; print [CPU seconds, flagged] of each file.
 READ = """
 import json, sys, time
-documents = [json.loads(line)["text"] for line in open(sys.argv[1], encoding="utf-8")]
-items = [json.loads(line) for line in open(sys.argv[2], encoding="utf-8")]
+items = [json.loads(line) for line in open(sys.argv[1], encoding="utf-8")]
+def measure(is_flagged):
+    results = []
+    for path in sys.argv[2:]:
+        documents = [json.loads(line)["text"] for line in open(path, encoding="utf-8")]
+        begin = time.process_time()
+        flagged = sum(is_flagged(text) for text in documents)
+        results.append([time.process_time() - begin, flagged])
+    print(json.dumps(results))
 """
 DATATROVE = (
     READ
@@ -58,23 +69,17 @@ with tempfile.TemporaryDirectory() as folder:
         hashes.update(decontaminate.hash_func(" ".join(gram)) for gram in ngrams(words, config.n_grams))
     numpy.array(list(hashes), config.hash_config.np_descr).tofile(Path(folder) / "items.index.hashes")
     decontaminate.load_index_hashes()
-    begin = time.process_time()
-    flagged = [k for k, text in enumerate(documents) if decontaminate.filter(Document(text, str(k))) is not True]
-print(json.dumps({"seconds": time.process_time() - begin, "flagged": flagged}))
+    measure(lambda text: decontaminate.filter(Document(text, "0")) is not True)
 """
 )
 JANITOR = (
     READ
     + """
 from lm_eval.decontamination.janitor import Janitor
-janitor = Janitor()
+janitor = Janitor(too_dirty_cutoff=1, window_to_remove=0, minimum_slice_length=0)  # a clean text comes back whole
 for item in items:
     janitor.register_contaminant_python(item["question"] + " " + item["answer"])
-begin = time.process_time()
-flagged = [k for k, text in enumerate(documents) if janitor.clean_python(text) != [text]]
-seconds = time.process_time() - begin
-# a text without a match comes back whole only where it is longer than the slice that it keeps
-print(json.dumps({"seconds": seconds, "flagged": flagged}))
+measure(lambda text: janitor.clean_python(text) != [text])
 """
 )
 
@@ -171,16 +176,18 @@ def peers(options: argparse.Namespace, work: Path, clean: Path, dirty: dict[str,
             say(f"{name} is not installed in {python}: left out")
             continue
         results[name] = {"version": found}
-        for kind, path in {"clean": clean, **dirty}.items():
-            head = work / f"head-{kind}.jsonl"
+        heads = {kind: work / f"head-{kind}.jsonl" for kind in ("clean", *dirty)}
+        for head, path in zip(heads.values(), (clean, *dirty.values()), strict=True):
             with open(path, encoding="utf-8") as file:
-                lines = [line for line, _ in zip(file, range(options.peer_documents), strict=False)]
-            head.write_text("".join(lines), encoding="utf-8")
-            told = json.loads(output_of([python, "-W", "ignore", "-c", script, str(head), str(work / "items.jsonl")])
-                              .splitlines()[-1])  # fmt: skip
-            results[name][kind] = {"num_documents": len(lines), "flagged": round(len(told["flagged"]) / len(lines), 4),
-                                   "documents_per_core_second": round(len(lines) / told["seconds"], 1)}  # fmt: skip
-            say(f"{name}, {kind}: {results[name][kind]}")
+                head.write_text("".join(itertools.islice(file, options.peer_documents)), encoding="utf-8")
+        command = [python, "-W", "ignore", "-c", script, str(work / "items.jsonl"), *map(str, heads.values())]
+        told = json.loads(output_of(command).splitlines()[-1])
+        number = min(options.peer_documents, options.planted)
+        results[name]["num_documents_of_each"] = number
+        results[name]["clean_documents_per_core_second"] = round(options.peer_documents / told[0][0], 1)
+        for kind, (_, flagged) in zip(heads, told, strict=True):
+            results[name][f"{kind}_flagged"] = round(flagged / number, 4)
+        say(f"{name}: {results[name]}")
     return results
 
 
@@ -190,6 +197,7 @@ def benchmark(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     items = load_items(SUITES["h6"], data_dir)
     write_items = "".join(json.dumps({"question": i.question, "answer": i.answer}) + "\n" for i in items)
     (work / "items.jsonl").write_text(write_items, encoding="utf-8")
+    Scanner(make_reference(items[:10]), RULES).leaks_in_row({"text": "compiles what is not compiled yet"})
     texts = list(documents_of(data_dir / "pretrain"))
     draw.shuffle(texts)
     texts = texts[: options.documents]
@@ -201,7 +209,6 @@ def benchmark(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     for kind, path in dirty.items():
         write_rows(path, list(planted(draw.choices(texts, k=len(chosen)), chosen, kind, draw)))
     ours = Ours(data_dir, work, options.workers)
-    ours.run(few)  # compiles
     start, _ = ours.run(few)
     whole, flagged = ours.run(clean)
     seconds, cpu = whole.seconds - start.seconds, whole.cpu_seconds - start.cpu_seconds
@@ -217,29 +224,31 @@ def benchmark(options: argparse.Namespace, work: Path) -> dict[str, Any]:
                   "flagged_per_million": round(1e6 * len(flagged) / len(texts), 1), "by_rule": dict(rules)},
     }  # fmt: skip
     say(json.dumps(result, indent=1))
-    for kind, path in dirty.items():
-        result[kind] = recall(ours.run(path)[1], chosen)
-        say(f"{kind}: {result[kind]}")
-    result["rephrased_gsm8k"] = rephrased(ours, data_dir, items)
-    result["gsm8k_train"] = other_math(ours, data_dir, work)
+    result |= found_in_others(ours, data_dir, work, items, chosen, dirty)
     return {"depthup": result, "peers": peers(options, work, clean, dirty)}
 
 
-def rephrased(ours: Ours, data_dir: Path, items: Sequence[Item]) -> dict[str, Any]:
-    """Recall on GSM8K test questions that GPT-4 rephrased, one for each item."""
-    gsm8k = [item for item in items if item.benchmark == "gsm8k"]
-    found = recall(ours.run(data_dir / "contamination" / "rephrase_gsm8k_test.jsonl")[1], gsm8k)
-    say(f"rephrased: {found}")
-    return found
-
-
-def other_math(ours: Ours, data_dir: Path, work: Path) -> dict[str, Any]:
-    """What is flagged of GSM8K's training rows: other problems, of the same kind."""
+def found_in_others(ours: Ours, data_dir: Path, work: Path, items: Sequence[Item], chosen: Sequence[Item],
+                    dirty: dict[str, Path]) -> dict[str, Any]:  # fmt: skip
+    """In one run: recall on planted items, on GSM8K test rephrased by GPT-4, and what is flagged of GSM8K train."""
     with gzip.open(data_dir / "gsm8k" / "train.jsonl.gz", "rb") as source:
-        (work / "gsm8k-train.jsonl").write_bytes(source.read())
-    flagged = ours.run(work / "gsm8k-train.jsonl")[1]
-    rules = Counter(rule for leaks in flagged.values() for rule in {leak["rule"] for leak in leaks})
-    return {"num_rows": 7473, "num_flagged": len(flagged), "by_rule": dict(rules)}
+        (work / "train.jsonl").write_bytes(source.read())
+    rephrased = data_dir / "contamination" / "rephrase_gsm8k_test.jsonl"
+    gsm8k = [item for item in items if item.benchmark == "gsm8k"]
+    expected = {**{kind: (path, chosen) for kind, path in dirty.items()}, "rephrased_gsm8k": (rephrased, gsm8k)}
+    lines: list[str] = []
+    for path in (*dirty.values(), rephrased, work / "train.jsonl"):
+        lines += path.read_text(encoding="utf-8").splitlines()
+    (work / "others.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    leaks, first, result = ours.run(work / "others.jsonl")[1], 0, {}
+    for kind, (_, planted_items) in expected.items():
+        result[kind] = recall(leaks, planted_items, first)
+        say(f"{kind}: {result[kind]}")
+        first += len(planted_items)
+    flagged = [found for number, found in leaks.items() if number >= first]
+    rules = Counter(rule for found in flagged for rule in {leak["rule"] for leak in found})
+    result["gsm8k_train"] = {"num_rows": len(lines) - first, "num_flagged": len(flagged), "by_rule": dict(rules)}
+    return result
 
 
 def main() -> None:

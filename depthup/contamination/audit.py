@@ -235,10 +235,10 @@ _scanner: Scanner | None = None  # of a worker process
 _fields: tuple[str, ...] = ()
 
 
-def _start_worker(reference: Reference, rules: tuple[Rule, ...], fields: tuple[str, ...]) -> None:
+def _start_worker(reference: Reference, audit: Audit) -> None:
     global _scanner, _fields
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    _scanner, _fields = Scanner(reference, rules), fields
+    _scanner, _fields = Scanner(reference, audit.rules, audit.against), audit.fields
 
 
 def _scan_in_worker(block: Block) -> list[list[Leak]]:
@@ -261,7 +261,7 @@ def scan_block(scanner: Scanner, block: Block, fields: Sequence[str] = ()) -> li
 def _scanned(blocks: Iterator[Block], reference: Reference, audit: Audit, workers: int) -> Iterator[
         tuple[Block, list[list[Leak]]]]:  # fmt: skip
     if workers == 1:
-        scanner = Scanner(reference, audit.rules)
+        scanner = Scanner(reference, audit.rules, audit.against)
         for block in blocks:
             yield block, scan_block(scanner, block, audit.fields)
         return
@@ -279,7 +279,7 @@ def _scanned(blocks: Iterator[Block], reference: Reference, audit: Audit, worker
 @contextmanager
 def _pool(reference: Reference, audit: Audit, workers: int) -> Iterator[ProcessPoolExecutor]:
     pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), _start_worker, (reference, audit.rules, audit.fields)
+        workers, get_context("spawn"), _start_worker, (reference, audit)
     )  # fmt: skip
     try:
         yield pool

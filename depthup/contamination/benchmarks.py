@@ -54,6 +54,7 @@ BENCHMARKS: dict[str, tuple[Benchmark, ...]] = {
     "gsm8k": (Benchmark("gsm8k/test.jsonl", is_math=True),),
     "arc-easy": (Benchmark("arc/arc_easy_test.jsonl"),),
     "math": (Benchmark("math/test.jsonl", is_math=True),),
+    "drop": (),  # known by the names of its tasks alone
 }
 SUITES = {"h6": ("arc", "hellaswag", "mmlu", "truthfulqa", "winogrande", "gsm8k")}
 MATH = frozenset(name for name, files in BENCHMARKS.items() if any(file.is_math for file in files))

@@ -116,6 +116,8 @@ def make_reference(items: Sequence[Item]) -> Reference:
 
 def _split(texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
     """(hashes of the words of each text, hashes of all words that are numbers in digits)."""
+    if not texts:
+        return [], np.zeros(0, np.int64)
     words, count, _ = words_of("\n".join(text.replace("\n", " ") for text in texts))
     cuts = np.searchsorted(words.line[:count], np.arange(1, len(texts)))
     hashes = words.hash[:count]

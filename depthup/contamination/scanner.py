@@ -81,15 +81,16 @@ class Scanner:
     Args:
         reference: The test items.
         rules: Those by which a row is flagged.
+        against: Benchmarks whose task names flag a row; where none is given, those of the items.
     """
 
-    def __init__(self, reference: Reference, rules: Sequence[Rule]) -> None:
+    def __init__(self, reference: Reference, rules: Sequence[Rule], against: Sequence[str] = ()) -> None:
         self._reference = reference
         self._rules = frozenset(rules)
         self._scratch = make_scratch(reference.index)
         self._hits = np.zeros((_MAX_HITS, FIELDS))
         self._lengths = np.diff(reference.index.start)
-        self._benchmarks = frozenset(item.benchmark for item in reference.items)
+        self._benchmarks = frozenset(against) or frozenset(item.benchmark for item in reference.items)
         self._make_room(1 << 16)
 
     def _make_room(self, num_bytes: int) -> None:

@@ -94,6 +94,7 @@ class Tally:
     def tables(self, items: Sequence[Item], unsearchable: Iterable[Item]) -> dict[str, Any]:
         """Clean and dirty, of the rows and of the test items, for each benchmark."""
         sizes = Counter(item.benchmark for item in items)
+        sizes.update(dict.fromkeys(sorted(self.by_benchmark), 0))
         short = Counter(item.benchmark for item in unsearchable)
         seen = Counter(benchmark for benchmark, _ in self.items)
         num_rows = self.rows.total()

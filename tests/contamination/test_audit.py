@@ -198,3 +198,12 @@ def test_the_verb_writes_and_tells(
 def test_help_loads_no_numpy() -> None:
     code = "import sys, depthup.cli; depthup.cli.make_parser(); print('numpy' in sys.modules, 'numba' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]
+
+
+def test_a_benchmark_may_be_known_by_its_task_names_alone(data_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "flan.jsonl"
+    path.write_text('{"task": "drop:2.0.0", "text": "x"}\n{"task": "cot_gsm8k", "text": "y"}\n')
+    report = run_audit(Audit((str(path),), ("drop",), data_dir), tmp_path / "drop")
+    assert report["benchmarks"]["drop"]["rows"] == {"clean": 1, "dirty": 1} and report["num_flagged"] == 1
+    report = run_audit(Audit((str(path),), ("drop", "gsm8k"), data_dir), tmp_path / "both")
+    assert report["num_flagged"] == 2 and report["benchmarks"]["gsm8k"]["rows_by_rule"] == {"name": 1}
