@@ -13,6 +13,7 @@ from typing import Any
 
 from . import __version__
 from .compare_verb import add_compare
+from .decontaminate_verb import add_decontaminate
 from .errors import DepthupError
 from .evaluate_verb import add_evaluate
 from .layers import LayerPlan
@@ -22,6 +23,11 @@ from .plan_verb import add_plan
 from .recipe_verbs import add_report, add_run, add_status
 from .recipe_verbs import add_verb as _verb
 from .training_verbs import add_preview, add_rates
+
+_OTHERS = (
+    add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare, add_decontaminate, add_preview,
+    add_rates,
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,8 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"depthup {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     own = (_add_upscale, _add_layers, _add_check, _add_import, _add_generate)
-    known = (add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare, add_preview, add_rates)
-    for add in (*own, *known):
+    for add in (*own, *_OTHERS):
         add(verbs)
     return parser
 

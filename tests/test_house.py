@@ -78,6 +78,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "compare_verb": frozenset({ANY}),
     "evaluate_verb": frozenset({ANY}),
     "merge_verb": frozenset({ANY}),
+    "decontaminate_verb": frozenset({ANY}),
     "cli": frozenset({ANY}),
     "__main__": frozenset({"cli"}),
 }
@@ -119,11 +120,12 @@ ABOVE = {
     "stages": {"pipeline", "workloads"},
     "pipeline": {"recipe_verbs", "training_verbs"},
     "workloads": {"plan_verb"},
-    "recipe_verbs": {"plan_verb", "compare_verb", "evaluate_verb", "merge_verb", "training_verbs", "cli"},
+    "recipe_verbs": {"plan_verb", "compare_verb", "evaluate_verb", "merge_verb", "decontaminate_verb", "training_verbs", "cli"},
     "plan_verb": {"cli"},
     "compare_verb": {"cli"},
     "evaluate_verb": {"cli"},
     "merge_verb": {"cli"},
+    "decontaminate_verb": {"cli"},
     "cli": {"__main__", "reference"},
     "reference": set(),
     "__main__": set(),
@@ -143,6 +145,7 @@ DOORS: dict[str, set[str]] = {
     "yaml": {"recipe", "report.card", "growth.mergekit", "growth.mergekit_import"},
     "gguf": {"conversion.gguf", "models"},
     "jinja2": {"report"},
+    "numba": {"contamination.text"},
 }  # fmt: skip
 # Modules that must load without torch, even indirectly.
 LIGHT = (
@@ -152,6 +155,7 @@ LIGHT = (
     "evaluation.requests", "evaluation.suites", "evaluation.sources", "evaluation.prepared", "evaluation.harness",
     "evaluation.distributions", "evaluation.statistics", "evaluation.pairs", "evaluation.compare", "evaluation.results",
     "evaluation.results_form", "evaluation.foreign_results", "evaluation.samples", "evaluation.paper_tables",
+    "decontaminate_verb", "contamination",
 )  # fmt: skip
 
 
