@@ -165,7 +165,7 @@ FAMILIES: dict[str, Family] = {
          "leaves {rest}.\nDivide evenly: {rest} / {friends} = {answer}."),
     ),
     "trip": Family(
-        {"speed": range(30, 100, 5), "hours": range(1, 6), "second": range(30, 120, 5), "more": range(1, 6)},
+        {"speed": range(30, 100, 5), "hours": range(2, 7), "second": range(30, 120, 5), "more": range(2, 7)},
         _trip,
         ("A bus drives {hours} hours at {speed} kilometres per hour and then {more} hours at {second} kilometres per hour. "
          "What is its average speed over the whole trip, in kilometres per hour?",
@@ -258,7 +258,7 @@ FAMILIES: dict[str, Family] = {
          "${answer}$."),
     ),
     "ages": Family(
-        {"name": _NAMES[:6], "friend": _NAMES[6:], "child": range(4, 20), "gap": range(15, 45), "factor": range(2, 5)},
+        {"name": _NAMES[:6], "friend": _NAMES[6:], "child": range(4, 20), "gap": range(15, 45), "factor": range(3, 7)},
         _ages,
         ("{name} is {child} years old and {friend} is {elder}. In how many years will {friend} be {factor} times as old as "
          "{name}?",

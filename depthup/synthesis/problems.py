@@ -19,7 +19,7 @@ from .seeds import Seed
 
 TEMPLATES = "depthup templates"
 GYM = "reasoning-gym"
-_ATTEMPTS = 200  # draws of parameters until a family's condition holds
+_ATTEMPTS = 5000  # draws of parameters until a family's condition holds
 
 
 def make_problems(num_problems: int, seed: int = 0) -> list[Seed]:
@@ -37,7 +37,7 @@ def make_problems(num_problems: int, seed: int = 0) -> list[Seed]:
     for number in range(20 * num_problems + 100):
         if len(made) == num_problems:
             return list(made.values())
-        name = names[len(made) % len(names)]
+        name = names[number % len(names)]
         problem = make_problem(FAMILIES[name], random.Random(f"{seed}/{number}/{name}"), f"{name}-{seed}-{len(made)}")
         made.setdefault(problem.question, problem)
     raise DataError(
