@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -30,6 +31,7 @@ from .files import write_json
 Model: TypeAlias = "transformers.PreTrainedModel"
 Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerBase"
 
+CacheLayer: Any = DynamicLayer  # what a cache is made of: a base for layers of one's own
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -156,6 +158,22 @@ def resolve_device(wanted: str) -> str:
 def attention_interfaces() -> tuple[Any, Any]:
     """transformers' tables of attention functions and of the masks for them, by name; new names may be registered."""
     return ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS
+
+
+def num_cache_layers(model: Model) -> int | None:
+    """Layers whose keys and values a causal model keeps; None where it keeps anything else (a recurrent state)."""
+    if model.config.is_encoder_decoder or getattr(model, "_is_stateful", False):
+        return None
+    layers = DynamicCache(config=model.config).layers
+    plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    return len(layers) if layers and plain else None
+
+
+def cache_of(layers: Sequence[Any]) -> Any:
+    """transformers' cache made of layers of one's own."""
+    cache = DynamicCache()
+    cache.layers = list(layers)
+    return cache
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> Tokenizer:

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "costs": frozenset({"checkpoint"}),
     "planning": frozenset({"checkpoint", "costs"}),
     "training": frozenset({"data"}),
-    "evaluation": frozenset({"data", "training.objectives"}),
+    "evaluation": frozenset({"data", "training.objectives", "generation.backend", "generation.greedy"}),
     "synthesis": frozenset({"generation"}),
     "contamination": frozenset(),
     "report": frozenset({"evaluation.scores", "artifacts", "costs"}),

@@ -4,60 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from ..errors import CheckpointError, DepthupError
-from ..models import Model, Tokenizer, quiet_transformers
-from .backend import Sampling
+from ..errors import CheckpointError
+from ..models import Model, Tokenizer
+from .backend import Done, Generated, Prompt, Sampling, each_sampling
+from .greedy import generation_ends, stream
 
 
 class LocalBackend:
-    """Continues prompts with a loaded model, one prompt at a time (exact: no padding touches the result).
+    """Continues prompts with a loaded model, many at a time; the texts are those of one at a time.
 
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer.
-        chat: Put each prompt into the tokenizer's chat template as the user's message.
+        chat: Put each plain prompt into the tokenizer's chat template as the user's message.
+        batch_tokens: Most tokens in the cache at once; by default what memory bears.
+        identity: Which model this is; by default the folder that it was loaded from.
 
     Raises:
         CheckpointError: ``chat`` is asked for and the tokenizer has no chat template.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, chat: bool = False) -> None:
-        if chat and not tokenizer.chat_template:
-            raise CheckpointError(
-                "the tokenizer has no chat template", next_step="leave --chat out: this is a model for plain text"
-            )
-        self._model, self._tokenizer, self._chat = model, tokenizer, chat
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        chat: bool = False,
+        *,
+        batch_tokens: int | None = None,
+        identity: str | None = None,
+    ) -> None:
+        self._model, self._tokenizer, self._chat, self._batch_tokens = model, tokenizer, chat, batch_tokens
+        self.identity = identity or f"local:{model.config.name_or_path}"
+        if chat:
+            self._require_template("leave --chat out: this is a model for plain text")
 
-    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[str]:
-        """The continuation of each prompt, special tokens removed.
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling | Sequence[Sampling], done: Done | None = None
+    ) -> list[str]:
+        """The continuation of each prompt, special tokens removed; see :class:`.backend.Backend`.
 
         Raises:
-            DepthupError: A prompt has no token.
+            CheckpointError: A prompt is a chat, and the tokenizer has no chat template.
+            DepthupError: A prompt has no token, or memory does not hold a single row.
         """
-        return [self._continue(prompt, sampling) for prompt in prompts]
+        texts = [""] * len(prompts)
+        rows = stream(
+            self._model,
+            self._tokenizer,
+            [self._encoded(prompt) for prompt in prompts],
+            each_sampling(sampling, len(prompts)),
+            frozenset(generation_ends(self._model)),
+            self._batch_tokens,
+        )
+        for row in rows:
+            texts[row.index] = row.text(self._tokenizer)
+            if done is not None:
+                num_prompt, num_new = len(row.prompt), len(row.tokens)
+                done(row.index, Generated(texts[row.index], row.finish_reason, num_prompt, num_new, self.identity))
+        return texts
 
-    def _continue(self, prompt: str, sampling: Sampling) -> str:
-        if self._chat:
-            messages = [{"role": "user", "content": prompt}]
-            prompt = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        encoded = self._tokenizer(prompt, return_tensors="pt", add_special_tokens=not self._chat).to(self._model.device)
-        padding = self._tokenizer.pad_token_id
-        if encoded["input_ids"].shape[1] == 0:
-            raise DepthupError(
-                "an empty prompt has no token to go on from", next_step="give a prompt of one word or more"
-            )
-        drawing = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        torch.manual_seed(sampling.seed)
-        with torch.inference_mode(), quiet_transformers():
-            output = self._model.generate(
-                input_ids=encoded["input_ids"],
-                attention_mask=encoded["attention_mask"],
-                max_new_tokens=sampling.max_new_tokens,
-                repetition_penalty=1.0,  # a model's own generation config may say otherwise
-                no_repeat_ngram_size=0,
-                pad_token_id=self._tokenizer.eos_token_id if padding is None else padding,
-                **(drawing if sampling.temperature > 0 else {"do_sample": False}),
-            )
-        return self._tokenizer.decode(output[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    def _encoded(self, prompt: Prompt) -> list[int]:
+        text = prompt if isinstance(prompt, str) else self._rendered(prompt)
+        if isinstance(prompt, str) and self._chat:
+            text = self._rendered([{"role": "user", "content": prompt}])
+        in_template = self._chat or not isinstance(prompt, str)
+        return list(self._tokenizer(text, add_special_tokens=not in_template)["input_ids"])
+
+    def _rendered(self, messages: Prompt) -> str:
+        self._require_template("give plain text: this is a model without chats")
+        return str(self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+
+    def _require_template(self, next_step: str) -> None:
+        if not self._tokenizer.chat_template:
+            raise CheckpointError("the tokenizer has no chat template", next_step=next_step)
