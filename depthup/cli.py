@@ -18,6 +18,7 @@ from .plan_options import add_plan_options, chosen_plan, names_a_plan
 from .plan_verb import add_plan
 from .recipe_verbs import add_report, add_run, add_status
 from .recipe_verbs import add_verb as _verb
+from .synthesize_verb import add_synthesize
 from .training_verbs import add_preview, add_rates
 
 
@@ -56,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"depthup {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     own = (_add_upscale, _add_layers, _add_check, _add_import, _add_generate)
-    for add in (*own, add_plan, add_run, add_status, add_report, add_preview, add_rates):
+    for add in (*own, add_plan, add_run, add_status, add_report, add_preview, add_rates, add_synthesize):
         add(verbs)
     return parser
 

@@ -23,17 +23,18 @@ _FRACTION = re.compile(r"([-+]?)(\d*)\\frac(?:\{([-+]?\d+)\}|(\d))(?:\{([-+]?\d+
 _SLASHED = re.compile(r"([-+]?\d+)/(\d+)")
 _UNIT_WORDS = re.compile(r"(\S+) ((?:[a-z]+\.?)(?: [a-z]+\.?){0,3})")
 # Words behind a number that are part of it: "5 million" is not 5.
-_NO_UNITS = frozenset(
-    "and or to times percent plus minus over hundred thousand million billion trillion half halves third thirds quarter"
-    " quarters fourths fifths sixths tenths hundredths pi squared cubed factorial choose mod dozen per".split()
-)
+_NO_UNITS = frozenset({
+    "and", "or", "to", "times", "percent", "plus", "minus", "over", "hundred", "thousand", "million", "billion",
+    "trillion", "half", "halves", "third", "thirds", "quarter", "quarters", "fourths", "fifths", "sixths", "tenths",
+    "hundredths", "pi", "squared", "cubed", "factorial", "choose", "mod", "dozen", "per",
+})  # fmt: skip
 _SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
-    " eighteen nineteen"
-).split()
-_TENS = {word: 10 * number for number, word in enumerate(
-    "twenty thirty forty fifty sixty seventy eighty ninety".split(), 2
-)}  # fmt: skip
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+)  # fmt: skip
+_TENS = {
+    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
+}  # fmt: skip
 WORDS = {word: number for number, word in enumerate(_SMALL)} | _TENS
 _LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
 NUMBER_WORDS = frozenset(WORDS) | frozenset(_LARGE)
@@ -56,7 +57,7 @@ def boxed(text: str) -> str | None:
 
 
 def extract_answer(text: str) -> tuple[str, str] | None:
-    """The final answer of a solution, and where it stood: ``stated``, ``boxed``, ``marked`` (``####``) or ``last number``.
+    """The final answer of a solution, and where it stood: ``stated``, ``boxed``, ``marked`` (####), ``last number``.
 
     None where there is no answer at all, or where it was announced and the text ends.
     """
@@ -70,7 +71,7 @@ def extract_answer(text: str) -> tuple[str, str] | None:
     inside = boxed(text)
     if inside is not None:
         return (inside, "boxed") if inside else None
-    before, mark, marked = text.rpartition("####")
+    _, mark, marked = text.rpartition("####")
     if mark:
         answer = _tidy(marked.strip().split("\n")[0])
         return (answer, "marked") if answer else None

@@ -174,7 +174,9 @@ def request_id(backend: str, ask: Ask) -> str:
     return identity(backend, ask.prompt, ask.sampling, TEMPLATE)
 
 
-def sampling_of(step: Step, sample: int, *, temperature: float, top_p: float, max_new_tokens: int, seed: int) -> Sampling:
+def sampling_of(
+    step: Step, sample: int, *, temperature: float, top_p: float, max_new_tokens: int, seed: int
+) -> Sampling:
     """How a step is drawn: statements by the likeliest words, all else with the temperature."""
     if step == "statement":
         return Sampling(min(max_new_tokens, 128), 0.0, 1.0, seed, STOPS[step], sample)

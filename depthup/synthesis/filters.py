@@ -1,4 +1,4 @@
-"""What a rewritten question may be: not an echo of its seed, with the same numbers, and no near-duplicate of another."""
+"""What a rewritten question may be: not an echo of its seed, with the same numbers, no near-duplicate of another."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def numbers_in(text: str) -> tuple[frozenset[Fraction], frozenset[Fraction]]:
             sure.update((Fraction(int(above[:400])), Fraction(0)))
         else:
             sure.add(Fraction(found["number"].replace(",", "")[:400]))
-    perhaps, run = set(), list[str]()
+    perhaps, run = set[Fraction](), list[str]()
     for word in [*_WORD.findall(re.sub(r"\\[A-Za-z]+", " ", text).lower()), ""]:
         parts = word.split("-")
         if word in NUMBER_WORDS or (len(parts) > 1 and all(part in NUMBER_WORDS for part in parts)):

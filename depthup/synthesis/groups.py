@@ -15,8 +15,18 @@ from .answers import extract_answer, normalise, text_form
 from .asking import Ask, Asker, Reply, sampling_of
 from .filters import changed_numbers, is_echo
 from .metamath import (
-    KINDS, Kind, Masked, Step, finish_solution, fobar_question, load_prompt, maskings, read_rewrite,
-    self_verification_question, split_asking, statement_fault,
+    KINDS,
+    Kind,
+    Masked,
+    Step,
+    finish_solution,
+    fobar_question,
+    load_prompt,
+    maskings,
+    read_rewrite,
+    self_verification_question,
+    split_asking,
+    statement_fault,
 )  # fmt: skip
 from .seeds import Seed
 from .settings import Settings

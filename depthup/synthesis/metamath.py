@@ -92,8 +92,8 @@ def maskings(question: str) -> list[Masked]:
 
     A number is masked where it stands alone between blanks, with currency, per cent, dollar signs of LaTeX and
     punctuation around it at most: ``$24$``, ``\\$3.50``, ``1,200,``, ``seven``, but not ``10-minute``, ``x^2``,
-    ``(3,4)``; a question with a drawing ([asy]) has none, the drawing would give it away. ``one`` and ``zero`` in words are left, they are seldom numbers. The letter is the
-    first of x, X, u, W, k, Q that the question does not use.
+    ``(3,4)``. A question with a drawing ([asy]) has none: the drawing would give it away. ``one`` and ``zero`` in words
+    are left, they are seldom numbers. The letter is the first of x, X, u, W, k, Q that the question does not use.
     """
     unknown = next((letter for letter in _UNKNOWNS if not _uses(question, letter)), None)
     if unknown is None or "[asy]" in question:

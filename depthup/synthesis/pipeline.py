@@ -17,9 +17,10 @@ from typing import Any
 from ..errors import DataError, OutputError
 from ..generation.backend import Backend
 from ..generation.journal import Journal
+from . import groups
 from .asking import TEMPLATE, Asker, FactoryAsker, ModelAsker
 from .filters import NearDuplicates, is_echo, too_like
-from .groups import BudgetSpent, Outcome, chosen_maskings, direct_questions, lineage, rewriting_asks, solving_asks, work_group  # fmt: skip
+from .groups import BudgetSpent, Outcome, Used, lineage
 from .metamath import KINDS, Kind, prompt_digests
 from .seeds import Refused, Seed, known_set
 from .settings import Settings
@@ -53,14 +54,14 @@ def estimate(seeds: Sequence[Seed], settings: Settings) -> Estimate:
     steps: Counter[str] = Counter()
     characters = made = 0
     for seed in seeds:
-        asks = [ask for _, ask in rewriting_asks(seed, settings, _kinds(settings))]
-        questions = direct_questions(seed, settings, _kinds(settings))
-        asks += [ask for question in questions for ask in solving_asks(question, settings)]
+        asks = [ask for _, ask in groups.rewriting_asks(seed, settings, _kinds(settings))]
+        questions = groups.direct_questions(seed, settings, _kinds(settings))
+        asks += [ask for question in questions for ask in groups.solving_asks(question, settings)]
         again = Counter({"answer": 0, "backward": 0})
         if "rephrase" in settings.quotas:
             again["answer"] = settings.quotas["rephrase"].asked * settings.num_samples
         if "self-verification" in settings.quotas:
-            again["backward"] = len(chosen_maskings(seed, settings, "self-verification")) * settings.num_samples
+            again["backward"] = len(groups.chosen_maskings(seed, settings, "self-verification")) * settings.num_samples
         steps.update(ask.step for ask in asks)
         steps.update(again)
         characters += sum(len(ask.prompt) for ask in asks) + again.total() * (len(seed.question) + 1500)
@@ -110,10 +111,10 @@ def synthesize(
             return store.manifest
         selection = _Selection(seeds, settings, gate, asker, store)
         for start in range(store.manifest["groups"] * settings.seeds_per_group, len(seeds), settings.seeds_per_group):
-            group = seeds[start : start + settings.seeds_per_group]
+            some = seeds[start : start + settings.seeds_per_group]
             kinds = selection.open_kinds()
             try:
-                outcomes, used = work_group(group, asker, compare, settings, kinds, progress)
+                outcomes, used = groups.work_group(some, asker, compare, settings, kinds, progress)
             except BudgetSpent as spent:
                 raise BudgetStop(
                     f"the budget is spent after {start} of {len(seeds)} seeds: {spent}",
@@ -155,7 +156,7 @@ class _Selection:
         return [kind for kind in _kinds(self._settings)
                 if quotas[kind].total is None or kept.get(kind, 0) < (quotas[kind].total or 0)]  # fmt: skip
 
-    def sort(self, outcomes: Sequence[Outcome], used: Any) -> tuple[list[Any], list[Any], list[Any], dict[str, Any]]:
+    def sort(self, outcomes: Sequence[Outcome], used: Used) -> tuple[list[Any], list[Any], list[Any], dict[str, Any]]:
         """Rows, rejected, failed of a group, and the statistics up to it."""
         found, of_seed = _Sorted(), dict[tuple[str, Kind], list[str]]()
         solved: set[int] = set()  # questions with a row
@@ -267,4 +268,3 @@ def read_rows(folder: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob("rows-*.jsonl")):
         with open(path, encoding="utf-8") as file:
             yield from map(json.loads, file)
-

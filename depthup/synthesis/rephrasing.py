@@ -17,7 +17,9 @@ from collections.abc import Callable
 
 from .metamath import split_asking
 
-_FORMULA = re.compile(r"\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\[asy\].*?\[/asy\]", re.DOTALL)
+_FORMULA = re.compile(
+    r"\\begin\{(\w+\*?)\}.*?\\end\{\1\}|\$\$.*?\$\$|\$[^$]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\[asy\].*?\[/asy\]", re.DOTALL
+)
 _SWAPS: tuple[tuple[tuple[str, str], ...], ...] = (
     (
         ("find", "determine"), ("compute", "calculate"), ("evaluate", "work out"), ("suppose", "assume"),
@@ -28,16 +30,19 @@ _SWAPS: tuple[tuple[tuple[str, str], ...], ...] = (
     ),
     (
         ("find", "work out"), ("compute", "find"), ("evaluate", "find the value of"), ("suppose", "say"),
-        ("altogether", "taken together"), ("in total", "taken together"), ("buys", "acquires"), ("receives", "is given"),
+        ("altogether", "taken together"), ("in total", "taken together"), ("buys", "acquires"),
+        ("receives", "is given"),
         ("common fraction", "fraction in lowest terms"), ("begins", "sets out"), ("largest", "greatest"),
-        ("smallest", "least"), ("possible values", "values possible"), ("satisfies", "fulfils"), ("such that", "for which"),
+        ("smallest", "least"), ("possible values", "values possible"), ("satisfies", "fulfils"),
+        ("such that", "for which"),
     ),
 )  # fmt: skip
 _ASKING: tuple[tuple[re.Pattern[str], tuple[str, ...]], ...] = (
     (re.compile(r"What (?:is|are) (.+)\?", re.DOTALL), ("Determine {}.", "Give {}.")),
     (re.compile(r"(?:Find|Compute|Determine|Calculate|Evaluate) ((?:the|all|its) .+)\.", re.DOTALL),
      ("Work out {}.", "We want to know {}.")),
-    (re.compile(r"(?:Find|Compute|Calculate|Evaluate) (\$.+\$)\.?", re.DOTALL), ("What is {}?", "Give the value of {}.")),
+    (re.compile(r"(?:Find|Compute|Calculate|Evaluate) (\$.+\$)\.?", re.DOTALL),
+     ("What is {}?", "Give the value of {}.")),
     (re.compile(r"How many (.+)\?", re.DOTALL), ("Tell how many {}.", "Say exactly how many {}.")),
     (re.compile(r"(In how many .+)\?", re.DOTALL), ("Answer this: {}?", "Count with care: {}?")),
 )  # fmt: skip

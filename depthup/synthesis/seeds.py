@@ -103,7 +103,7 @@ def read_seeds(
     if not seeds:
         reasons = "; ".join(f"{reason} ({refused.counts[reason]})" for reason in refused.counts) or "no rows"
         raise DataError(f"no seed is left of {', '.join(map(str, paths))}: {reasons}",
-                        allowed="rows with problem and solution (a \\boxed answer), or question and answer")  # fmt: skip
+                        allowed="rows with problem and solution (\\boxed{}), or question and answer")  # fmt: skip
     return list(seeds.values()), refused
 
 
@@ -185,7 +185,9 @@ def _rows(path: Path) -> Iterator[Any]:
                     except (ValueError, RecursionError):
                         yield None
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}", allowed="JSON lines in UTF-8, .jsonl or .jsonl.gz") from error
+        raise DataError(
+            f"{path} cannot be read: {error}", allowed="JSON lines in UTF-8, .jsonl or .jsonl.gz"
+        ) from error
 
 
 def _refuse_by_name(path: Path, allow_gsm8k: bool) -> None:

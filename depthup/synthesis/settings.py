@@ -67,7 +67,11 @@ class Settings:
         for kind, quota in self.quotas.items():
             if kind not in KINDS:
                 raise DataError(f"no augmentation is called '{kind}'{nearest(kind, KINDS)}", allowed=", ".join(KINDS))
-            if not 0 < quota.kept <= 1000 or not 0 < quota.asked <= 1000 or (quota.total is not None and quota.total < 1):
+            if (
+                not 0 < quota.kept <= 1000
+                or not 0 < quota.asked <= 1000
+                or (quota.total is not None and quota.total < 1)
+            ):
                 raise DataError(f"a quota of {kind} is {quota}", allowed="1 to 1000 asked and kept, 1 or more in all")
         counts = (self.num_samples, self.max_new_tokens, self.seeds_per_group, self.rows_per_file)
         if not self.quotas or min(counts) < 1:

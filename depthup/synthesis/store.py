@@ -1,7 +1,7 @@
-"""The folder of a run: append-only files that are whole after every group, and the manifest that says how far they go.
+"""The folder of a run: append-only files, whole after every group, and the manifest that says how far they go.
 
-A killed run may leave bytes behind what the manifest counts; they are cut off when it goes on, and the group they are of
-is made again from the journal. So the files of a run that was killed and run again equal those of one that was not.
+A killed run may leave bytes behind what the manifest counts; they are cut off when it goes on, and their group is
+made again from the journal. So the files of a run that was killed and run again equal those of one that was not.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ class Store:
     def __init__(self, folder: Path, identity: Mapping[str, Any], rows_per_file: int) -> None:
         self.folder, self._rows_per_file = folder, rows_per_file
         path = folder / MANIFEST
-        identity = json.loads(json.dumps(identity))
+        mine: dict[str, Any] = json.loads(json.dumps(identity))
         if path.exists():
-            self.manifest = self._read(path, identity)
+            self.manifest = self._read(path, mine)
         else:
             known = [entry.name for entry in folder.iterdir() if not entry.name.startswith((".", "journal"))]
             if any(name not in (REJECTED, FAILED, shard_name(0)) for name in known):
                 raise OutputError(f"{folder} holds other files: {shown(', '.join(sorted(known)))}",
                                   next_step="choose another folder")  # fmt: skip
-            self.manifest = {"identity": identity, "groups": 0, "files": {}, "statistics": {}, "complete": False}
+            self.manifest = {"identity": mine, "groups": 0, "files": {}, "statistics": {}, "complete": False}
         self._trim()
 
     def commit(self, kept: Sequence[Any], rejected: Sequence[Any], failed: Sequence[Any], statistics: Any) -> None:
@@ -79,7 +79,9 @@ class Store:
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Mark the run as complete, with the digests of its files."""
-        files = {name: {**known, "sha256": sha256_of(self.folder / name)} for name, known in self.manifest["files"].items()}
+        files = {
+            name: {**known, "sha256": sha256_of(self.folder / name)} for name, known in self.manifest["files"].items()
+        }
         self.manifest = {**self.manifest, **facts, "files": files, "complete": True}
         write_json(self.folder / MANIFEST, self.manifest)
 
@@ -102,7 +104,7 @@ class Store:
         if differing:
             key = differing[0]
             raise OutputError(
-                f"{path.parent} was made with another '{key}': {shown(theirs.get(key))}, now {shown(identity.get(key))}",
+                f"{path.parent} has another '{key}': {shown(theirs.get(key))}; now {shown(identity.get(key))}",
                 next_step="choose another folder, or give the settings that it was made with",
             )
         return manifest

@@ -2,7 +2,7 @@
 
 1. both are numbers: compared exactly, as fractions, and this decides;
 2. both have the same text form (:func:`depthup.synthesis.answers.text_form`);
-3. math-verify, in processes with a wall clock: a comparison that hangs is ended with its process, and counts as unequal.
+3. math-verify, in processes with a wall clock: one that hangs is ended, and its pair counts as unequal.
    (Its own timeouts are alarms of the main thread; without them one hung sympy call would block a run for ever.)
 """
 
