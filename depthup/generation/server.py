@@ -21,7 +21,7 @@ from ..errors import DepthupError, nearest, shown
 from .backend import Done, Failure, Generated, Prompt, Sampling, Unanswered, each_sampling
 from .limits import Budget, Limits, Spent, Window, retry_after, waiting_time
 from .requests import identity
-from .wire import API_KEY, Passing, Refused, checked_url, message_of, parsed
+from .wire import API_KEY, Passing, Refused, message_of, parsed
 
 if TYPE_CHECKING:
     import httpx
@@ -69,7 +69,7 @@ class ServerBackend:
                 "asking a server needs the package httpx", next_step="pip install 'depthup[server]'"
             ) from error
         self.httpx = httpx
-        self.url, self.limits, self.budget = checked_url(url), limits or Limits(), budget or Budget()
+        self.url, self.limits, self.budget = _checked(httpx, url), limits or Limits(), budget or Budget()
         self._chat, self._body, self._key_variable = chat, dict(body or {}), key_variable
         rates = (self.limits.requests_per_minute, self.limits.tokens_per_minute)
         self.requests, self.tokens = (Window(rate) if rate else None for rate in rates)
@@ -331,6 +331,22 @@ class _Call:
 
 def _plus(one: Spent, other: Spent, sign: int = 1) -> Spent:
     return replace(one, **{name: value + sign * vars(other)[name] for name, value in vars(one).items()})
+
+
+def _checked(httpx: Any, url: str) -> str:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        parts = httpx.URL("")
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise DepthupError(f"'{shown(url)}' is no address of a server", allowed="http://host:8000/v1")
+    if parts.userinfo or parts.query:
+        raise DepthupError(
+            f"the address of {parts.host} holds a name, a password or a query",
+            allowed="http://host:8000/v1",
+            next_step=f"put the key into the environment variable {API_KEY}",
+        )
+    return url.rstrip("/")
 
 
 def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

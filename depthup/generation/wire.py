@@ -1,11 +1,10 @@
-"""What goes over the wire: addresses, bodies of answers and of errors."""
+"""What comes over the wire: the answer in a body, and the ways in which there is none."""
 
 from __future__ import annotations
 
 import json
-from urllib.parse import urlsplit
 
-from ..errors import DepthupError, shown
+from ..errors import shown
 from .backend import Generated, Sampling
 
 API_KEY = "DEPTHUP_API_KEY"  # environment variable that holds the key
@@ -54,16 +53,3 @@ def message_of(text: str) -> str:
         return str(error.get("message", error)) if isinstance(error, dict) else str(error)
     except (ValueError, AttributeError):
         return text
-
-
-def checked_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise DepthupError(f"'{shown(url)}' is no address of a server", allowed="http://host:8000/v1")
-    if parts.username or parts.password or parts.query:
-        raise DepthupError(
-            f"the address of {parts.hostname} holds a name, a password or a query",
-            allowed="http://host:8000/v1",
-            next_step=f"put the key into the environment variable {API_KEY}",
-        )
-    return url.rstrip("/")
