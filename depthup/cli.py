@@ -22,11 +22,12 @@ from .plan_options import add_plan_options, chosen_plan, names_a_plan
 from .plan_verb import add_plan
 from .recipe_verbs import add_report, add_run, add_status
 from .recipe_verbs import add_verb as _verb
+from .synthesize_verb import add_synthesize
 from .training_verbs import add_preview, add_rates
 
 _OTHERS = (
     add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare, add_decontaminate, add_preview,
-    add_rates,
+    add_rates, add_synthesize,
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ import depthup
 
 ROOT = Path(depthup.__file__).parent
 ANY = "*"
+VERBS = frozenset(path.stem for path in ROOT.glob("*_verb.py"))  # each verb that has a module of its own
 
 # Every room may import these; what they may import themselves stands in the table.
 COMMON = frozenset({"errors", "files", "layers", "models"})
@@ -74,11 +75,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         {"recipe", "stages", "presets", "checkpoint", "conversion.gguf_header", "growth.freeze", "planning"}
     ),
     "recipe_verbs": frozenset({ANY}),
-    "plan_verb": frozenset({ANY}),
-    "compare_verb": frozenset({ANY}),
-    "evaluate_verb": frozenset({ANY}),
-    "merge_verb": frozenset({ANY}),
-    "decontaminate_verb": frozenset({ANY}),
+    **{verb: frozenset({ANY}) for verb in VERBS},
     "cli": frozenset({ANY}),
     "__main__": frozenset({"cli"}),
 }
@@ -120,12 +117,8 @@ ABOVE = {
     "stages": {"pipeline", "workloads"},
     "pipeline": {"recipe_verbs", "training_verbs"},
     "workloads": {"plan_verb"},
-    "recipe_verbs": {"plan_verb", "compare_verb", "evaluate_verb", "merge_verb", "decontaminate_verb", "training_verbs", "cli"},
-    "plan_verb": {"cli"},
-    "compare_verb": {"cli"},
-    "evaluate_verb": {"cli"},
-    "merge_verb": {"cli"},
-    "decontaminate_verb": {"cli"},
+    "recipe_verbs": {*VERBS, "training_verbs", "cli"},
+    **{verb: {"cli"} for verb in VERBS},
     "cli": {"__main__", "reference"},
     "reference": set(),
     "__main__": set(),
@@ -151,11 +144,11 @@ DOORS: dict[str, set[str]] = {
 LIGHT = (
     "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "blending", "presets", "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
-    "plan_verb", "compare_verb", "evaluate_verb", "merge_verb", "conversion.gguf_header", "evaluation.scores",
+    *VERBS, "conversion.gguf_header", "synthesis", "evaluation.scores",
     "evaluation.requests", "evaluation.suites", "evaluation.sources", "evaluation.prepared", "evaluation.harness",
     "evaluation.distributions", "evaluation.statistics", "evaluation.pairs", "evaluation.compare", "evaluation.results",
     "evaluation.results_form", "evaluation.foreign_results", "evaluation.samples", "evaluation.paper_tables",
-    "decontaminate_verb", "contamination",
+    "contamination",
 )  # fmt: skip
 
 
