@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "recipe_verbs": frozenset({ANY}),
     "plan_verb": frozenset({ANY}),
     "audit_verb": frozenset({ANY}),
+    "synthesize_alignment_verb": frozenset({ANY}),
     "cli": frozenset({ANY}),
     "__main__": frozenset({"cli"}),
 }
@@ -95,9 +96,10 @@ ABOVE = {
     "stages": {"pipeline", "workloads"},
     "pipeline": {"recipe_verbs", "training_verbs"},
     "workloads": {"plan_verb"},
-    "recipe_verbs": {"plan_verb", "training_verbs", "audit_verb", "cli"},
+    "recipe_verbs": {"plan_verb", "training_verbs", "audit_verb", "synthesize_alignment_verb", "cli"},
     "plan_verb": {"cli"},
     "audit_verb": {"cli"},
+    "synthesize_alignment_verb": {"synthesize_verb", "cli"},
     "cli": {"__main__", "reference"},
     "reference": set(),
     "__main__": set(),
@@ -122,7 +124,7 @@ DOORS: dict[str, set[str]] = {
 LIGHT = (
     "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "blending", "presets", "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
-    "plan_verb", "audit_verb", "conversion.gguf_header",
+    "plan_verb", "audit_verb", "synthesize_alignment_verb", "conversion.gguf_header",
 )  # fmt: skip
 
 
