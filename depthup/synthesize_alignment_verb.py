@@ -24,12 +24,15 @@ def add_alignment(kinds: Any) -> None:
 variants:
 {chr(10).join(f"  {name:<9}{what}" for name, (what, _) in VARIANTS.items())}
 examples:
-  depthup synthesize alignment math/rows.jsonl --out alignment
-  depthup synthesize alignment math/rows.jsonl math/wrong.jsonl --out checked --variant checked --match-length
+  depthup synthesize alignment synth/rows-*.jsonl --seeds math/train.jsonl.gz --out alignment
+  depthup synthesize alignment synth/rows-*.jsonl synth/rejected.jsonl --out checked --variant checked --match-length
 The folder holds pairs.jsonl (prompt, chosen, rejected, lineage), report.json (correctness, length, overlap), and
 bad.jsonl (file, row, field) where a row could not be read. docs/pairs.md has the method.
 """)  # fmt: skip
     parser.add_argument("rows", metavar="ROWS", nargs="+", help=".jsonl, .json or .parquet of `depthup synthesize`")
+    parser.add_argument(
+        "--seeds", metavar="FILE", nargs="+", default=[], help="what the rows were made of: the original solutions"
+    )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to make")
     parser.add_argument("--variant", default="paper", choices=tuple(VARIANTS), help="which pairs (paper)")
     parser.add_argument("--seed", type=int, default=0, help="of what is left to chance (0)")
@@ -41,13 +44,14 @@ bad.jsonl (file, row, field) where a row could not be read. docs/pairs.md has th
 def _alignment(options: argparse.Namespace) -> None:
     from .data.raw_rows import files_of
     from .files import publishing, refuse_existing, write_json
-    from .synthesis.pairs import align
+    from .synthesis.pairs import align, with_originals
 
     refuse_existing(Path(options.out))
     paths = files_of(options.rows)
     with publishing(Path(options.out)) as folder:
         with open(folder / "bad.jsonl", "w", encoding="utf-8") as bad:
             rows, num_bad = _read(paths, bad)
+        rows = with_originals(rows, _originals(files_of(options.seeds) if options.seeds else []))
         made = align(rows, options.variant, seed=options.seed, match_length=options.match_length)
         settings = {"variant": options.variant, "seed": options.seed, "match_length": options.match_length}
         with open(folder / "pairs.jsonl", "w", encoding="utf-8") as file:
@@ -129,6 +133,19 @@ def _read(paths: Sequence[Path], bad: TextIO) -> tuple[list[Solved], int]:
                 found = {"file": str(path), "row": raw.number, "field": where, "problem": what, "text": raw.text}
                 bad.write(json.dumps(found) + "\n")
     return rows, num_bad
+
+
+def _originals(paths: Sequence[Path]) -> dict[str, tuple[str, str]]:
+    """Id of each seed -> (question, solution); a seed without an id is called by its place, as synthesis calls it."""
+    from .data.raw_rows import raw_rows
+
+    found = {}
+    for raw in (raw for path in paths for raw in raw_rows(path)):
+        for names in (("problem", "solution"), ("question", "answer")):
+            texts = [raw.value.get(name) if isinstance(raw.value, Mapping) else None for name in names]
+            if isinstance(texts[0], str) and isinstance(texts[1], str):
+                found[str(raw.value.get("id") or raw.row.name)] = (texts[0].strip(), texts[1].strip())
+    return found
 
 
 def _page(report: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import DataError, nearest, shown
 
 REPHRASED = "rephrase"  # the kind whose question is the seed's in other words
+_WRONG = "wrong answer"  # the reason of rows whose answer is not the gold one; no other rejected row is used
 CALIPER = 0.1  # most difference of log length ratios that counter each other in matching, about ten per cent
 
 
@@ -32,6 +33,7 @@ class Solved:
         correct: Whether the answer was verified right (True) or wrong (False); None where it was not verified.
         original_question: The seed's question.
         original_answer: The seed's solution.
+        reason: Why synthesis rejected the row; empty where it kept it.
         name: Finds the row again, as in ``rows.jsonl:7``.
         lineage: What else the row knows of its origin.
     """
@@ -43,6 +45,7 @@ class Solved:
     correct: bool | None = None
     original_question: str = ""
     original_answer: str = ""
+    reason: str = ""
     name: str = ""
     lineage: Mapping[str, Any] = field(default_factory=dict)
 
@@ -144,29 +147,41 @@ def balanced(skews: Sequence[float], caliper: float = CALIPER) -> list[int]:
     return sorted(kept)
 
 
+def with_originals(rows: Sequence[Solved], seeds: Mapping[str, tuple[str, str]]) -> list[Solved]:
+    """The rows with question and solution of their seeds, ``seeds``: id -> (question, solution)."""
+    return [replace(row, original_question=seeds[row.seed_id][0], original_answer=seeds[row.seed_id][1])
+            if row.seed_id in seeds else row for row in rows]  # fmt: skip
+
+
 def solved_of(row: Any, place: str, name: str = "") -> Solved:
-    """A row of the synthesis pipeline as a value.
+    """A row of the synthesis pipeline, kept or rejected, as a value.
+
+    Read are ``prompt`` (or ``question``) and ``response`` (or ``answer``); from the row or its ``lineage`` ``seed`` (or
+    ``seed_id``), ``kind``, ``verdict`` (or ``correct``), and the originals where they stand there.
 
     Raises:
         DataError: A field is missing or of another kind; it is the first word of the message.
     """
     if not isinstance(row, Mapping):
-        raise DataError(f"row: {place} is {shown(row)}", allowed="an object with question, answer, kind and lineage")
+        raise DataError(f"row: {place} is {shown(row)}", allowed="an object with prompt, response and lineage")
     lineage = row.get("lineage", {})
     if not isinstance(lineage, Mapping):
         raise DataError(f"lineage: {place} holds {shown(lineage)}", allowed="an object")
     known = {**lineage, **{key: value for key, value in row.items() if key != "lineage"}}
-    texts = [_text(known, names, place) for names in (("seed_id", "seed"), ("question",), ("answer", "solution"),
-                                                      ("kind",))]  # fmt: skip
-    originals = [str(known.get(name) or "") for name in ("original_question", "original_answer")]
-    return Solved(*texts, _verdict(known, place), *originals, name, dict(lineage))
+    reason = str(known.get("reason") or "")
+    names = (("prompt", "question"), ("response", "answer", "solution"), ("seed", "seed_id"), ("kind",))
+    # What was rejected before it was solved has no solution, or no question.
+    question, answer, seed_id, kind = (_text(known, each, place, bool(reason)) for each in names)
+    originals = [str(known.get(each) or "") for each in ("original_question", "original_answer")]
+    correct = _verdict(known, place)
+    return Solved(seed_id, question, answer, kind, correct, originals[0], originals[1], reason, name, dict(lineage))
 
 
-def _text(known: Mapping[str, Any], names: Sequence[str], place: str) -> str:
+def _text(known: Mapping[str, Any], names: Sequence[str], place: str, may_be_empty: bool) -> str:
     value = next((known[name] for name in names if name in known), None)
     if isinstance(value, Mapping):
         value = value.get("id")
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not (value.strip() or may_be_empty):
         raise DataError(f"{names[0]}: {place} holds {shown(value)} where a text belongs")
     return value
 
@@ -186,7 +201,9 @@ def _verdict(known: Mapping[str, Any], place: str) -> bool | None:
 def _paper(rows: Sequence[Solved], chance: random.Random, match: bool) -> _Candidates:
     made, left_out = [], Counter[str]()
     for row in rows:
-        if row.kind != REPHRASED:
+        if row.reason:
+            left_out[f"rejected: {row.reason}"] += 1
+        elif row.kind != REPHRASED:
             left_out["not a rephrased question"] += 1
         elif not row.original_answer.strip():
             left_out["no original answer"] += 1
@@ -248,7 +265,9 @@ VARIANTS: dict[str, tuple[str, _Maker]] = {
 def _by_question(rows: Sequence[Solved], left_out: Counter[str]) -> list[list[Solved]]:
     groups: dict[str, list[Solved]] = defaultdict(list)
     for row in rows:
-        if row.correct is None:
+        if row.reason not in ("", _WRONG):  # contaminated, or near another question, for all that it is right
+            left_out[f"rejected: {row.reason}"] += 1
+        elif row.correct is None:
             left_out["answer not verified"] += 1
         else:
             groups[row.question.strip()].append(row)

@@ -120,6 +120,7 @@ def test_rows_of_the_pipeline_are_read_and_bad_ones_named() -> None:
     assert (read.seed_id, read.correct, read.original_answer) == ("s", True, "B")
     for changed, field in (({"answer": ""}, "answer"), ({"kind": None}, "kind"), ({"correct": "yes"}, "verdict"),
                            ({"lineage": 3}, "lineage")):  # fmt: skip
+        field = {"answer": "response"}.get(field, field)
         with pytest.raises(DataError, match=f"^{field}: row 1 holds"):
             solved_of({**plain, **changed}, "row 1")
     with pytest.raises(DataError, match=r"^row: "):
@@ -142,8 +143,11 @@ def run() -> Run:
 def test_the_verb_writes_pairs_that_training_reads(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fields = ("seed_id", "question", "answer", "kind", "correct", "original_question", "original_answer")
-    lines = [json.dumps({key: getattr(row, key) for key in fields} | {"lineage": {"licence": "MIT"}}) for row in rows()]
+    lines = [json.dumps({"id": row.name, "prompt": row.question, "response": row.answer, "lineage":
+                         {"seed": row.seed_id, "kind": row.kind, "licence": "MIT",
+                          "verdict": None if row.correct is None else {"equal": row.correct, "method": "exact"}},
+                         **({} if row.correct is not False else {"reason": "wrong answer"})}
+                        ) for row in rows()]  # fmt: skip
     source = tmp_path / "rows.jsonl"
     source.write_text("\n".join([*lines, "{no", '{"question": "Q?"}']))
     out = tmp_path / "out"
@@ -154,10 +158,31 @@ def test_the_verb_writes_pairs_that_training_reads(
     assert report["correctness"] == {"right over wrong": len(pairs)} and report["num_bad"] == 2
     assert report["num_rows"] == 122 and report["length"]["longer"] == 0.5
     bad = [json.loads(line) for line in (out / "bad.jsonl").read_text().splitlines()]
-    assert [(each["row"], each["field"]) for each in bad] == [(121, "row"), (122, "seed_id")]
+    assert [(each["row"], each["field"]) for each in bad] == [(121, "row"), (122, "response")]
     first = json.loads((out / "pairs.jsonl").read_text().splitlines()[0])
     assert first["lineage"]["licence"] == "MIT" and first["lineage"]["alignment"]["rejected_correct"] is False
     assert "answer right over wrong" in capsys.readouterr().out
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text("".join(json.dumps({"id": f"s{number}", "problem": "P?", "solution": f"So {number}."}) + "\n"
+                             for number in range(20)))  # fmt: skip
+    run(source, "--out", tmp_path / "paper", "--seeds", seeds)
+    report = json.loads((tmp_path / "paper" / "report.json").read_text())
+    assert report["correctness"] == {"right over right": 40, "not verified over right": 20}
+    assert report["rows_left_out"] == {"rejected: wrong answer": 40, "not a rephrased question": 20}
+
+
+def test_what_synthesis_rejected_is_not_used_again() -> None:
+    """A contaminated row stays out, however right; a wrong answer is what ``checked`` is made of."""
+    wrong = Solved("s", "Why?", "No.", "rephrase", False, reason="wrong answer")
+    dirty = Solved("s", "Why?", "So it is.", "rephrase", True, reason="contaminated")
+    right = Solved("s", "Why?", "So.", "rephrase", True)
+    made = align([wrong, dirty, right], "checked")
+    assert [(each.chosen, each.rejected) for each in made.triplets] == [("So.", "No.")]
+    assert made.left_out == {"rejected: contaminated": 1}
+    failed = solved_of(
+        {"prompt": "", "response": "", "reason": "echo", "lineage": {"seed": "s", "kind": "rephrase"}}, ""
+    )
+    assert failed.reason == "echo"
 
 
 def test_overlap_is_that_of_word_ngrams() -> None:
