@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .audit_verb import add_audit
 from .compare_verb import add_compare
 from .decontaminate_verb import add_decontaminate
 from .errors import DepthupError
@@ -27,7 +28,7 @@ from .training_verbs import add_preview, add_rates
 
 _OTHERS = (
     add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare, add_decontaminate, add_preview,
-    add_rates, add_synthesize,
+    add_rates, add_synthesize, add_audit,
 )  # fmt: skip
 
 

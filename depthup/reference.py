@@ -23,11 +23,17 @@ def cli_page() -> str:
     """``docs/cli.md``: the help of every verb."""
     os.environ["COLUMNS"] = "100"
     parser = make_parser()
-    verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    parts = [_NOTE, "# Command line\n", _block(parser.format_help())]
-    for name, verb in verbs.choices.items():
-        parts += [f"## depthup {name}\n", _block(verb.format_help())]
-    return "\n".join(parts)
+    return "\n".join([_NOTE, "# Command line\n", _block(parser.format_help()), *_verbs(parser, "depthup")])
+
+
+def _verbs(parser: argparse.ArgumentParser, name: str) -> list[str]:
+    """A section for each verb of a parser, and for each of the verbs that it has itself."""
+    parts = []
+    for action in parser._actions:
+        for word, verb in action.choices.items() if isinstance(action, argparse._SubParsersAction) else ():
+            full = f"{name} {word}"
+            parts += [f"## {full}\n", _block(verb.format_help()), *_verbs(verb, full)]
+    return parts
 
 
 def recipe_page() -> str:

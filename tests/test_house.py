@@ -118,7 +118,7 @@ ABOVE = {
     "pipeline": {"recipe_verbs", "training_verbs"},
     "workloads": {"plan_verb"},
     "recipe_verbs": {*VERBS, "training_verbs", "cli"},
-    **{verb: {"cli"} for verb in VERBS},
+    **{verb: {"cli", *VERBS} for verb in VERBS},
     "cli": {"__main__", "reference"},
     "reference": set(),
     "__main__": set(),

@@ -126,7 +126,7 @@ def write_pairs(
             dropped.update(each.reason for each in batch if isinstance(each, Dropped))
             whole = [each for each in batch if isinstance(each, PreferencePair)]
             for pair, ids in zip(whole, _encoded(whole, encode, frozenset(end_of_turn)), strict=True):
-                kept = ids if isinstance(ids, str) else _truncated(ids, max_tokens, begin_of_text, truncate)
+                kept = ids if isinstance(ids, str) else truncated_ids(ids, max_tokens, begin_of_text, truncate)
                 if isinstance(kept, str):
                     dropped[kept] += 1
                     continue
@@ -299,8 +299,10 @@ def _joined(
     return list(better[0]), list(better[1]), list(worse[1])
 
 
-def _truncated(ids: _Ids, max_tokens: int, begin_of_text: int | None, truncate: Truncate) -> _Ids | Reason:
-    """The ids within ``max_tokens``, or the reason why nothing could be learnt from what is left."""
+def truncated_ids(
+    ids: tuple[list[int], list[int], list[int]], max_tokens: int, begin_of_text: int | None, truncate: Truncate
+) -> tuple[list[int], list[int], list[int]] | Reason:
+    """(prompt, chosen, rejected) within ``max_tokens``, or the reason why nothing could be learnt from what is left."""
     prompt, chosen, rejected = ids
     if not prompt:
         return "no prompt"  # the answer's first token would be predicted from nothing

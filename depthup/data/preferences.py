@@ -53,6 +53,20 @@ class PreferencePair:
     margin: float | None = None
 
 
+class PairError(DataError):
+    """A row that is no preference pair of a known spelling.
+
+    Attributes:
+        field: The field at fault; empty where the row is no object.
+    """
+
+    def __init__(
+        self, problem: str, *, field: str = "", allowed: str | None = None, next_step: str | None = None
+    ) -> None:
+        super().__init__(problem, allowed=allowed, next_step=next_step)
+        self.field = field
+
+
 @dataclass(frozen=True, slots=True)
 class Dropped:
     """A row that was left out, and why."""
@@ -77,15 +91,8 @@ def read_pairs(source: RowSource, min_margin: float | None = None) -> Iterator[P
 
 def pair_of(row: Row, min_margin: float | None = None) -> PreferencePair | Dropped:
     """The pair of one row of any known spelling (docs/preferences.md lists them); see :func:`read_pairs`."""
-    if not isinstance(row.value, Mapping):
-        raise DataError(
-            f"{row.place} is {shown(row.value)}", allowed="an object with fields, as in {prompt, chosen, rejected}"
-        )
-    fields = {key: value for key, value in row.value.items() if value is not None}
-    chosen, rejected, margin = _answers(fields, row.place)
-    given = _prompt(fields, row.place)
-    dialogues = (_dialogue(given, chosen, row.place), _dialogue(given, rejected, row.place))
-    reason = _defect(*dialogues)
+    *dialogues, margin = dialogues_of(row)
+    reason = defect(*dialogues)
     if reason is None and margin is not None and min_margin is not None and margin < min_margin:
         reason = "margin too small"
     if reason is not None:
@@ -94,6 +101,25 @@ def pair_of(row: Row, min_margin: float | None = None) -> PreferencePair | Dropp
     return PreferencePair(
         dialogues[0][:-1], dialogues[0][-1].content, dialogues[1][-1].content, row.name, source, margin
     )
+
+
+def dialogues_of(row: Row) -> tuple[tuple[Message, ...], tuple[Message, ...], float | None]:
+    """(dialogue with the chosen answer, dialogue with the rejected one, margin of their scores) of one row.
+
+    The dialogues are as they stand, whether or not a preference can be read from them.
+
+    Raises:
+        PairError: The row has no known spelling, or a field of it holds no text.
+    """
+    if not isinstance(row.value, Mapping):
+        raise PairError(
+            f"{row.place} is {shown(row.value)}", allowed="an object with fields, as in {prompt, chosen, rejected}"
+        )
+    fields = {key: value for key, value in row.value.items() if value is not None}
+    answers, margin = _answers(fields, row.place)
+    given = _prompt(fields, row.place)
+    chosen, rejected = (_dialogue(given, answer, row.place, field) for field, answer in answers)
+    return chosen, rejected, margin
 
 
 def select_pairs(
@@ -132,28 +158,42 @@ _PROMPT_FIELDS = ("prompt", "conversations", "question", "instruction", "input",
 _ANSWER_FIELDS = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
 _LIST_FIELDS = ("responses", "completions", "candidates")
 _SCORE_FIELDS = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"),
-                 ("chosen_rating", "rejected_rating"))  # fmt: skip
+                 ("chosen_rating", "rejected_rating"), ("chosen-rating", "rejected-rating"))  # fmt: skip
 _TURN = re.compile(r"\n\n(Human|Assistant):")  # as in HH-RLHF (Bai et al. 2022, arXiv:2204.05862)
 
 
-def _answers(row: Mapping[str, Any], place: str) -> tuple[Any, Any, float | None]:
-    """(chosen, rejected, margin), the answers as they stand in the row."""
+def _answers(row: Mapping[str, Any], place: str) -> tuple[list[tuple[str, Any]], float | None]:
+    """([(field, chosen answer), (field, rejected answer)], margin), the answers as they stand in the row."""
     for chosen, rejected in _ANSWER_FIELDS:
         if chosen in row and rejected in row:
+            answers = [(chosen, row[chosen]), (rejected, row[rejected])]
             for better, worse in _SCORE_FIELDS:
                 if better in row and worse in row:
-                    return row[chosen], row[rejected], _number(row[better], place) - _number(row[worse], place)
-            return row[chosen], row[rejected], None
+                    return answers, _number(row[better], place, better) - _number(row[worse], place, worse)
+            return answers, None
     for field in _LIST_FIELDS:
         if isinstance(row.get(field), (list, tuple)):
             scored = _scored(row, field, place)
             best, worst = max(scored, key=_score), min(scored, key=_score)
-            return best[1], worst[1], best[0] - worst[0]
-    raise DataError(
+            return [(field, best[1]), (field, worst[1])], best[0] - worst[0]
+    if "output_1" in row and "output_2" in row:
+        return _compared(row, place)
+    raise PairError(
         f"{place} is no preference pair; its fields: {shown(', '.join(map(str, row)), 200)}",
+        field="rejected" if "chosen" in row else "chosen",
         allowed="chosen and rejected, with prompt, question, instruction or conversations; or responses with scores",
         next_step="rename its fields (docs/preferences.md lists the spellings)",
     )
+
+
+def _compared(row: Mapping[str, Any], place: str) -> tuple[list[tuple[str, Any]], float]:
+    """Of a row of AlpacaFarm (arXiv:2305.14387): preference 1 is for output_1, 2 for output_2, 0 or 1.5 for neither."""
+    preference = _number(row.get("preference"), place, "preference")
+    if preference != 0 and not 1 <= preference <= 2:
+        raise PairError(f"{place} has the preference {preference:g}", field="preference", allowed="0, or from 1 to 2")
+    margin = 0.0 if preference == 0 else 2 * preference - 3
+    answers = [("output_1", row["output_1"]), ("output_2", row["output_2"])]
+    return answers[::-1] if margin > 0 else answers, abs(margin)
 
 
 def _score(scored: tuple[float, Any]) -> float:
@@ -169,20 +209,22 @@ def _scored(row: Mapping[str, Any], field: str, place: str) -> list[tuple[float,
         keys = ("fine-grained_score", "score", "rating", "overall_score")
         scores = [next((answer[key] for key in keys if answer.get(key) is not None), None) for answer in answers]
     if not isinstance(scores, (list, tuple)) or len(scores) != len(answers) or len(answers) < 2:
-        raise DataError(
-            f"{place} has no score for each of at least two {field}", allowed="a list of numbers in 'scores'"
+        raise PairError(
+            f"{place} has no score for each of at least two {field}",
+            field="scores" if scores is not None else field,
+            allowed="a list of numbers in 'scores'",
         )
     texts = (answer.get("response", answer) if isinstance(answer, Mapping) else answer for answer in answers)
-    return [(_number(score, place), text) for score, text in zip(scores, texts, strict=True)]
+    return [(_number(score, place, "scores"), text) for score, text in zip(scores, texts, strict=True)]
 
 
-def _number(value: Any, place: str) -> float:
+def _number(value: Any, place: str, field: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = float("nan")
     if number != number:
-        raise DataError(f"{place} has the score {shown(value)}", allowed="a number")
+        raise PairError(f"{place} has the score {shown(value)}", field=field, allowed="a number")
     return number
 
 
@@ -194,48 +236,53 @@ def _prompt(row: Mapping[str, Any], place: str) -> tuple[Message, ...]:
     value = row[field]
     if isinstance(value, str):
         if field == "instruction" and row.get("input"):
-            value = f"{value}\n\n{_text(row['input'], place)}"
-        messages = _turns(value) or (Message("user", _text(value, place)),)
+            value = f"{value}\n\n{_text(row['input'], place, 'input')}"
+        messages = _turns(value) or (Message("user", _text(value, place, field)),)
         if messages[-1] == Message("assistant", ""):  # the text ends where the answer begins
             messages = messages[:-1]
     else:
-        messages = _messages(value, place)
+        messages = _messages(value, place, field)
         if field == "messages" and messages[-1].role == "assistant":  # the chosen dialogue once more
             messages = messages[:-1]
     system = row.get("system") or row.get("system_prompt")
     if system and messages and messages[0].role != "system":
-        messages = (Message("system", _text(system, place)), *messages)
+        messages = (Message("system", _text(system, place, "system")), *messages)
     return messages
 
 
-def _dialogue(given: tuple[Message, ...], answer: Any, place: str) -> tuple[Message, ...]:
+def _dialogue(given: tuple[Message, ...], answer: Any, place: str, field: str) -> tuple[Message, ...]:
     """The dialogue that ends with the answer: a text, a message, some messages, or the whole dialogue."""
     if isinstance(answer, str):
         turns = _turns(answer)
         if given and not (turns and turns[: len(given)] == given):
-            return (*given, Message("assistant", _text(answer, place)))
+            return (*given, Message("assistant", _text(answer, place, field)))
         if not turns:
-            raise DataError(
+            raise PairError(
                 f"{place} has no prompt: two texts that begin alike do not tell where the prompt ends",
+                field="prompt",
                 allowed="a field prompt, dialogues in messages, or texts with \\n\\nHuman: and \\n\\nAssistant:",
                 next_step="write the prompt into a field of its own",
             )
         return turns
-    messages = _messages([answer] if isinstance(answer, Mapping) else answer, place)
+    messages = _messages([answer] if isinstance(answer, Mapping) else answer, place, field)
     if messages[0].role == "assistant":
         return (*given, *messages)
     if given and given[-1] not in messages:
-        raise DataError(
+        raise PairError(
             f"{place} has a prompt that its dialogues do not hold: {shown(given[-1].content)}",
+            field=field,
             next_step="correct the prompt, or take it out: the dialogues are enough",
         )
     return (given[0], *messages) if given and given[0].role == "system" != messages[0].role else messages
 
 
-def _messages(value: Any, place: str) -> tuple[Message, ...]:
-    messages = read_turns(value, place)
+def _messages(value: Any, place: str, field: str) -> tuple[Message, ...]:
+    try:
+        messages = read_turns(value, place)
+    except DataError as error:
+        raise PairError(error.problem, field=field, allowed=error.allowed, next_step=error.next_step) from error
     if not messages:
-        raise DataError(f"{place} holds an empty list of messages", next_step="take the row out")
+        raise PairError(f"{place} holds an empty list of messages", field=field, next_step="take the row out")
     return messages
 
 
@@ -248,14 +295,18 @@ def _turns(text: str) -> tuple[Message, ...]:
     return tuple(Message(roles[who], said.strip()) for who, said in zip(parts[1::2], parts[2::2], strict=True))
 
 
-def _text(value: Any, place: str) -> str:
+def _text(value: Any, place: str, field: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{place} holds {shown(value)} where a text belongs", next_step="take the row out")
-    require_text(value, place)
+        problem = f"{place} holds {shown(value)} where a text belongs"
+        raise PairError(problem, field=field, next_step="take the row out")
+    try:
+        require_text(value, place)
+    except DataError as error:
+        raise PairError(error.problem, field=field, next_step=error.next_step) from error
     return value
 
 
-def _defect(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Reason | None:
+def defect(chosen: tuple[Message, ...], rejected: tuple[Message, ...]) -> Reason | None:
     """Why two dialogues are no preference pair; None if they are one."""
     prompt = chosen[:-1]
     if chosen[-1].role != "assistant" or rejected[-1].role != "assistant":

@@ -142,15 +142,20 @@ class Files:
         Raises:
             DataError: A file is missing or unreadable.
         """
-        for path in self._files():
+        for path in self.files():
             for number, value in _rows(path):
                 yield Row(f"{path.name}:{number}", f"row {number} of {path}", value)
 
     def identity(self, digest: Callable[[Path], str]) -> dict[str, Any]:
-        files = [{"kind": _kind(path), "sha256": digest(path)} for path in self._files()]
+        files = [{"kind": _kind(path), "sha256": digest(path)} for path in self.files()]
         return {"source": "files", "files": files, "field": self.field}
 
-    def _files(self) -> list[Path]:
+    def files(self) -> list[Path]:
+        """The files themselves.
+
+        Raises:
+            DataError: One is missing, or of no kind that is read.
+        """
         found: list[Path] = []
         for path in map(Path, self.paths):
             if path.is_dir():
