@@ -17,6 +17,7 @@ from .compare_verb import add_compare
 from .decontaminate_verb import add_decontaminate
 from .errors import DepthupError
 from .evaluate_verb import add_evaluate
+from .generate_verb import add_generate
 from .layers import LayerPlan
 from .merge_verb import add_merge
 from .plan_options import add_plan_options, chosen_plan, names_a_plan
@@ -27,8 +28,8 @@ from .synthesize_verb import add_synthesize
 from .training_verbs import add_preview, add_rates
 
 _OTHERS = (
-    add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare, add_decontaminate, add_preview,
-    add_rates, add_synthesize, add_audit,
+    add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
+    add_preview, add_rates, add_synthesize, add_decontaminate, add_audit,
 )  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"depthup {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    own = (_add_upscale, _add_layers, _add_check, _add_import, _add_generate)
+    own = (_add_upscale, _add_layers, _add_check, _add_import)
     for add in (*own, *_OTHERS):
         add(verbs)
     return parser
@@ -358,39 +359,6 @@ def _import(options: argparse.Namespace) -> None:
         from .conversion.gguf import import_gguf
 
         print(f"written as {import_gguf(options.source, options.out, options.dtype)}: {options.out}")
-
-
-def _add_generate(verbs: Any) -> None:
-    parser = _verb(verbs, "generate", _generate, "continue a prompt, side by side over several checkpoints", """
-examples:
-  depthup generate solar-base --prompt "The capital of France is"
-  depthup generate base target trained --prompt "Explain list comprehensions." --chat
-""")  # fmt: skip
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="checkpoint folder, or a model on the hub")
-    parser.add_argument("--prompt", required=True, action="append", help="text to continue; may be given several times")
-    parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="length (64)")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): likeliest token")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="share of probability to draw from (1)")
-    parser.add_argument("--seed", type=int, default=0, help="for --temperature above 0 (0)")
-    parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1")
-
-
-def _generate(options: argparse.Namespace) -> None:
-    from .checkpoint.remote import local_folder
-    from .generation.backend import Sampling
-
-    folders = [local_folder(model) for model in options.models]
-    sampling = Sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed)
-    # torch is loaded only now, so that the mistakes above are told at once
-    from .generation.local import LocalBackend
-    from .models import load_model, load_tokenizer, resolve_device
-
-    device = resolve_device(options.device)
-    for name, folder in zip(options.models, folders, strict=True):
-        backend = LocalBackend(load_model(folder, device), load_tokenizer(folder), options.chat)
-        for prompt, text in zip(options.prompt, backend.generate(options.prompt, sampling), strict=True):
-            print(f"── {name} ── {prompt}\n{text.strip()}\n", flush=True)
 
 
 @contextlib.contextmanager

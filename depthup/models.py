@@ -8,7 +8,6 @@ import functools
 import importlib.util
 import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,47 +261,6 @@ def export_model(model: Model, like: Path, folder: Path) -> None:
     with quiet_transformers():
         model.save_pretrained(folder)
     write_json(folder / "config.json", config)
-
-
-def add_lora(model: Model, rank: int, alpha: float, targets: Sequence[str], seed: int = 0) -> Any:
-    """The model with low-rank adapters that are trained instead of its weights (peft; arXiv:2106.09685).
-
-    The adapters' products start at zero, so the model computes what it did.
-
-    Args:
-        model: Any causal language model; it is changed in place, too.
-        rank: Of the two factors.
-        alpha: The product is multiplied by alpha / rank.
-        targets: Ends of module names, or ``all-linear`` alone for every linear layer but the head.
-        seed: Of the first factors.
-
-    Raises:
-        DepthupError: peft is missing, or no module has such a name.
-    """
-    try:
-        import peft
-    except ImportError as error:
-        raise DepthupError("lora needs the package peft", next_step="pip install 'depthup[lora]'") from error
-    wanted: Any = "all-linear" if list(targets) == ["all-linear"] else list(targets)
-    config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type] # any number will do
-        target_modules=wanted,
-        task_type="CAUSAL_LM",
-    )
-    torch.manual_seed(seed)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that it will drop in v6
-            return peft.get_peft_model(model, config)
-    except ValueError as error:
-        raise DepthupError(f"lora: {_first_line(error)}", next_step="name its modules, or all-linear") from error
-
-
-def merge_lora(model: Any) -> Model:
-    """The model with its adapters added to its weights."""
-    merged: Model = model.merge_and_unload()
-    return merged
 
 
 def save_chat_template(folder: Path, template: str) -> None:

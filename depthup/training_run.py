@@ -41,7 +41,8 @@ class Start:
 
 def load(job: Job, source: Path, *, document_mask: bool) -> Start:
     """The model of a checkpoint, checked and made ready: nothing of its weights is changed."""
-    from .models import add_lora, load_model, load_tokenizer
+    from .models import load_model, load_tokenizer
+    from .training.lora import add_lora
     from .training.objectives import choose_attention, require_document_mask
 
     stage: TrainingStage = job.stage
@@ -186,7 +187,8 @@ def export(job: Job, folder: Path, start: Start) -> None:
     """Write the trained weights as a checkpoint, adapters merged, and remove the saved state, which comes last: a
     failure before it goes on from there."""
     from .checkpoint.carry import carry
-    from .models import export_model, load_model, merge_lora
+    from .models import export_model, load_model
+    from .training.lora import merge_lora
     from .training.parallel import full_weights
 
     model = start.model
