@@ -86,21 +86,27 @@ class Walker:
             self._stand(root, (), sequences, paths, base, tally, bar)
 
     def _stand(
-        self, stem: Stem, keys: Sequence[Keys], sequences: Sequences, paths: Sequence[Path], base: str, tally: Tally,
+        self, stem: Stem, below: Sequence[Keys], sequences: Sequences, paths: Sequence[Path], base: str, tally: Tally,
         bar: tqdm,
     ) -> None:  # fmt: skip
         """Compute a stem, then all that stands on it; its keys and values are dropped after that."""
-        if stem.fork > stem.depth:
-            keys, launched = self._runner.stem(sequences, paths, stem, base, keys)
+        kept = list(below)
+
+        def grow(_: Sequence[Tree]) -> None:
+            kept[:], launched = self._runner.stem(sequences, paths, stem, base, below)
             tally.take(launched)
-            bar.update(stem.fork - stem.depth)
+
+        size = stem.fork - stem.depth
+        if size:
+            self._fitting(grow, [Tree(stem.first, stem.last, stem.depth, stem.fork, size)])
+            bar.update(size)
 
         def run(batch: Sequence[Tree]) -> None:
-            tally.take(self._runner.trees(sequences, paths, batch, base, keys))
+            tally.take(self._runner.trees(sequences, paths, batch, base, kept))
 
         self._in_batches(stem.trees, run, sequences, paths, bar)
         for above in stem.stems:
-            self._stand(above, keys, sequences, paths, base, tally, bar)
+            self._stand(above, kept, sequences, paths, base, tally, bar)
 
     def by_rows(self, paths: Sequence[Path], tally: Tally, *, progress: bool = False) -> None:
         """Rows padded on the right: a token is not touched by what comes after it, so batches change nothing."""
@@ -150,13 +156,12 @@ def proves_sharing(model: Model, paths: Sequence[Path]) -> bool:
     A few are made of the longest path's tokens, longer than any window that the config names, once with stems and once
     with branches; each scored token may differ by the root of the type's precision.
     """
-    config = model.config.get_text_config().to_dict()
+    longest = max(paths, key=lambda path: len(path.tokens)).tokens
     windows = [
         2 * value
-        for name, value in config.items()
-        if ("window" in name or "chunk" in name) and isinstance(value, int) and value > 1
+        for name, value in model.config.get_text_config().to_dict().items()
+        if ("window" in name or "chunk" in name) and isinstance(value, int) and 1 < value < len(longest)
     ]
-    longest = max(paths, key=lambda path: len(path.tokens)).tokens
     size = min(max([_PROVED_TOKENS, *windows]), len(longest))
     trunk, other = longest[:size], longest[::-1]
     ways = [(size, 0), (size - 4, 3), (size - 4, 4), (size - 6, 6), (size // 2, 9), (size // 2 - 1, 7)]
