@@ -148,7 +148,8 @@ LIGHT = (
     "evaluation.requests", "evaluation.suites", "evaluation.sources", "evaluation.prepared", "evaluation.harness",
     "evaluation.distributions", "evaluation.statistics", "evaluation.pairs", "evaluation.compare", "evaluation.results",
     "evaluation.results_form", "evaluation.foreign_results", "evaluation.samples", "evaluation.paper_tables",
-    "contamination",
+    "contamination", "generation.backend", "generation.server", "generation.journal", "generation.mock",
+    "evaluation.backend_scorer",
 )  # fmt: skip
 
 
