@@ -36,7 +36,7 @@ def measure(folder: Path, num_items: int = 100, num_rounds: int = 3) -> list[dic
         num_items: Items of each task; of MMLU at least one of each subject.
         num_rounds: Rounds, whose median counts.
     """
-    from depthup.evaluation.harness_tasks import quiet
+    from depthup.evaluation.harness_templates import quiet
     from depthup.evaluation.prepared import Choice
     from depthup.evaluation.sources import LocalItems
     from depthup.evaluation.suites import TASKS

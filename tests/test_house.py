@@ -126,7 +126,8 @@ ABOVE = {
 # package -> the only modules that may import it (a room stands for all its modules).
 DOORS: dict[str, set[str]] = {
     "transformers": {"models", "checkpoint.filled"},
-    "lm_eval": {"evaluation.harness", "evaluation.harness_tasks", "evaluation.harness_lm"},
+    "lm_eval": {"evaluation.harness", "evaluation.harness_tasks", "evaluation.harness_templates",
+                "evaluation.harness_lm"},
     "torch": {"models", "training", "data", "generation", "evaluation", "probe", "merging", "growth.learned",
               "growth.norms", "growth.upcycle", "growth.looped", "conversion", "stages", "training_run",
               "training_stages", "pipeline"},

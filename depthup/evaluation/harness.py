@@ -189,11 +189,10 @@ def _stock(
 ) -> list[PreparedTask]:
     """A task, group or tag of lm-eval by its name, with lm-eval's own data."""
     engine = _engine()
-    known = engine.known_names()
-    if name not in known:
+    if not engine.may_be_known(name) or name not in engine.known_names():
         raise RecipeError(
-            f"there is no task '{name}'{nearest(name, [*TASKS, *SUITES, *known])}",
-            allowed=f"{', '.join(TASKS)}, or one of the {len(known):,} tasks and groups of lm-eval",
+            f"there is no task '{name}'{nearest(name, [*TASKS, *SUITES, *engine.written_names()])}",
+            allowed=f"{', '.join(TASKS)}, or any task or group of lm-eval",
             next_step="lm-eval ls tasks prints them",
         )
     if not isinstance(source, HubItems):

@@ -6,22 +6,17 @@ Needs the package lm-eval. Nothing of its tasks is written again here: requests 
 
 from __future__ import annotations
 
-import ast
 import copy
-import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import lm_eval
-from lm_eval import utils
-from lm_eval.api import task as task_module
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.defaults import DEFAULT_MAX_GEN_TOKS, DEFAULT_OTHER_SEED
@@ -29,6 +24,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from ..errors import RecipeError, shown
+from .harness_templates import compiled_templates, quiet
 from .prepared import Choice, Item, Metrics, PreparedTask
 from .requests import Answer, Completion, Continuation, Request, Whole
 from .scores import Weighting
@@ -114,6 +110,22 @@ def _manager() -> TaskManager:
 def known_names() -> list[str]:
     """Every task, group and tag of the installed lm-eval."""
     return list(_manager().all_tasks)
+
+
+@cache
+def _written() -> bytes:
+    return b"\n".join(path.read_bytes() for path in sorted(_STOCK.rglob("*.yaml")))
+
+
+def may_be_known(name: str) -> bool:
+    """Whether a name stands anywhere in lm-eval's files; where it does not, no index need be made to refuse it."""
+    return name.encode() in _written()
+
+
+def written_names() -> list[str]:
+    """Nearly every name of lm-eval, read without its index: what follows ``task:`` or ``group:``."""
+    found = re.findall(rb"""^["']?(?:task|group)["']?\s*:\s*["']?([\w.-]+)""", _written(), re.MULTILINE)
+    return sorted({name.decode() for name in found})
 
 
 def stock_by_name(name: str, ids: Callable[[str, Sequence[Mapping[str, Any]]], list[str]]) -> tuple[list[Part], str]:
@@ -349,49 +361,3 @@ def _first_number(name: str, task: Any) -> str:
         allowed="tasks with accuracy or exact match",
         next_step="run it with lm_eval.evaluate over depthup's scorer: depthup.evaluation.harness_lm.as_lm",
     )
-
-
-@contextmanager
-def compiled_templates(remember: bool = False) -> Iterator[None]:
-    """Let lm-eval render from templates that are compiled once; by itself it compiles one anew for each text.
-
-    An ARC prompt of 25 examples takes it 80 compilations. Not for use in several threads at once.
-
-    Args:
-        remember: Whether a text that a document gave, and the list that was read from it, are kept for the next time;
-            for documents that nobody changes.
-    """
-    stock, stock_ast = utils.apply_template, task_module.ast
-    compiled: dict[str, Any] = {}
-    texts: dict[tuple[str, int], tuple[Any, str]] = {}
-
-    def render(template: str, doc: dict[str, Any]) -> str:
-        if template not in compiled:
-            compiled[template] = utils.env.from_string(template)
-            compiled[template].globals = dict(compiled[template].globals)  # a plain dict is read several times faster
-        if not remember:
-            return compiled[template].render(**doc)
-        key = (template, id(doc))
-        if key not in texts:
-            texts[key] = (doc, compiled[template].render(**doc))  # the document is kept, so that no other has its id
-        return texts[key][1]
-
-    utils.apply_template = render
-    if remember:
-        task_module.ast = SimpleNamespace(literal_eval=cache(ast.literal_eval))
-    try:
-        yield
-    finally:
-        utils.apply_template, task_module.ast = stock, stock_ast
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep lm-eval's remarks on its own tasks from the screen; errors are still shown."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -276,6 +276,7 @@ def test_bad_asking_names_what_is_allowed(
 ) -> None:
     from depthup.evaluation import harness_tasks
 
+    monkeypatch.setattr(harness_tasks, "_written", lambda: b"task: arc_easy\ngroup: 'piqa'")
     monkeypatch.setattr(harness_tasks, "known_names", lambda: ["arc_easy", "piqa"])
     with pytest.raises(RecipeError, match=says):
         prepare(asked, source=LocalItems(folder), **options)

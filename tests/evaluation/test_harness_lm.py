@@ -97,6 +97,8 @@ def stock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     monkeypatch.setattr(harness_tasks, "_manager", lambda: manager)
+    written = b"\n".join(path.read_bytes() for path in tmp_path.glob("*.yaml"))
+    monkeypatch.setattr(harness_tasks, "_written", lambda: written)
     return tmp_path
 
 
