@@ -55,11 +55,15 @@ def _compare(options: argparse.Namespace) -> None:
     if options.figure:
         from dataclasses import replace
 
+        from .errors import DataError
         from .files import write_text
         from .report.score_bars import score_bars_svg
 
         named = [replace(model, model=name) for model, name in zip(models, found.names, strict=True)]
-        write_text(Path(options.figure), score_bars_svg(named, standalone=True) + "\n")
+        figure = score_bars_svg(named, standalone=True)
+        if not figure:
+            raise DataError("nothing to draw: no task is measured in points", next_step="leave out --figure")
+        write_text(Path(options.figure), figure + "\n")
     print(comparison_text(found))
 
 

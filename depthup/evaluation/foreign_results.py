@@ -15,6 +15,7 @@ from .statistics import metric_name
 
 # Of several metrics of a task, the one that is its score.
 _PREFERRED = ("acc_norm,none", "exact_match,strict-match", "acc,none", "exact_match,none")
+_MOST = 1e100  # of a score; its square is finite
 _H6 = {"arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2", "winogrande", "gsm8k"}
 
 
@@ -151,7 +152,7 @@ def _size(leaf: str, form: Mapping[str, Any]) -> int:
 def _error(name: str, key: str, row: Mapping[str, Any], num_items: int) -> float:
     measure, _, filtered = key.partition(",")
     error, mean = row.get(f"{measure}_stderr,{filtered}"), row[key]
-    if isinstance(error, float) and math.isfinite(error):
+    if isinstance(error, float) and 0 <= error < _MOST:
         return error
     if num_items > 1 and 0 <= mean <= 1 and abs(mean * num_items - round(mean * num_items)) < 1e-6:
         return math.sqrt(mean * (1 - mean) / (num_items - 1))  # of items that are 0 or 1
@@ -159,4 +160,4 @@ def _error(name: str, key: str, row: Mapping[str, Any], num_items: int) -> float
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _MOST

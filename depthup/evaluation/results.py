@@ -16,7 +16,7 @@ from .samples import from_line, to_line
 from .scores import ModelScores, Sample, TaskScores
 
 _HASHES = ("doc_hash", "prompt_hash", "target_hash")
-_WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+_WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RecursionError)
 
 
 def write_results(

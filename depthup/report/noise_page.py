@@ -95,6 +95,8 @@ SOLAR-Instruct, in points.
 - The error is that of drawing questions. Other seeds of training, other few-shot examples and other versions of the
   harness come on top: the released model has {released:.2f} in Table 2, {merged:.2f} as Merge v1 in Table 7, and
   74.62 in Upstage's later rerun.
+- A difference that stands is not yet its cause: the up-scaled base also saw more text than Mistral 7B, and the paper
+  has no model that saw that text without being up-scaled.
 - The claims were chosen by us, as the sentences of the paper that rest on one difference. More claims would make the
   correction stricter.
 - One misprint was put right: WinoGrande of SFT v3+v4 is 82.08, not 2.08, by its own mean.

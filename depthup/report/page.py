@@ -12,9 +12,9 @@ from markupsafe import Markup
 from ..layers import LayerPlan
 from . import text
 from .figures import layer_map_svg, loss_curve_svg, radar_svg, score_bars_svg
-from .scores import score_board
+from .scores import score_board, score_cells
 from .svg import figure_style
-from .tables import MODEL_HEADERS, model_cells, score_cells
+from .tables import MODEL_HEADERS, model_cells
 from .values import ModelRow, Report
 
 

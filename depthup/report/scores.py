@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..evaluation.scores import ModelScores, TaskScores
 from ..evaluation.statistics import Estimate, estimate, is_lower_better, metric_name, suite_of
+from .tables import render_table
 
 TITLES = {
     "arc_challenge": "ARC", "arc_easy": "ARC-Easy", "hellaswag": "HellaSwag", "mmlu": "MMLU",
@@ -118,6 +119,25 @@ def with_margin(one: Estimate | None, in_points: bool = True) -> str:
         return ""
     margin = points(one.margin, in_points)
     return points(one.mean, in_points) + (f" ± {margin}" if margin != "nan" else "")
+
+
+def score_cells(board: Board) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Headings, and a row a model: its name, the mean of all tasks where there is one, each task, as ``71.2 ± 2.6``."""
+    headers = ("model", *(column.title for column in board.columns))
+    rows = tuple(
+        (name, *(with_margin(one, column.in_points) for one, column in zip(row, board.columns, strict=True)))
+        for name, row in zip(board.names, board.cells, strict=True)
+    )
+    return headers, rows
+
+
+def scores_table(models: Sequence[ModelScores]) -> str:
+    """Scores for the terminal, one line a model, each with half of its interval; below, what they are scores of."""
+    board = score_board(models)
+    headers, rows = score_cells(board)
+    details = ("", *(column.shots for column in board.columns))
+    notes = [f"{', '.join(board.profiles)}; ± is half of a 95 % interval", *board.notes]
+    return "\n".join([render_table(headers, [*rows, details]), *notes])
 
 
 def _shots(task: TaskScores) -> str:

@@ -6,8 +6,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from ..evaluation.scores import ModelScores
-from .scores import Board, score_board, with_margin
 from .text import format_count, format_loss, format_perplexity, perplexity, visible
 from .values import ModelRow
 
@@ -61,25 +59,6 @@ def model_cells(row: ModelRow) -> tuple[str, ...]:
 def model_table(rows: Sequence[ModelRow]) -> str:
     """The main table for the terminal, one line a model."""
     return render_table(MODEL_HEADERS, [model_cells(row) for row in rows])
-
-
-def score_cells(board: Board) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Headings, and a row a model: its name, the mean of all tasks where there is one, each task, as ``71.2 ± 2.6``."""
-    headers = ("model", *(column.title for column in board.columns))
-    rows = tuple(
-        (name, *(with_margin(one, column.in_points) for one, column in zip(row, board.columns, strict=True)))
-        for name, row in zip(board.names, board.cells, strict=True)
-    )
-    return headers, rows
-
-
-def scores_table(models: Sequence[ModelScores]) -> str:
-    """Scores for the terminal, one line a model, each with half of its interval; below, what they are scores of."""
-    board = score_board(models)
-    headers, rows = score_cells(board)
-    details = ("", *(column.shots for column in board.columns))
-    notes = [f"{', '.join(board.profiles)}; ± is half of a 95 % interval", *board.notes]
-    return "\n".join([render_table(headers, [*rows, details]), *notes])
 
 
 def _one_line(text: str) -> str:

@@ -188,3 +188,11 @@ def test_verb_tells_what_is_wrong(
     assert main(["compare", *(places.get(one, one) for one in arguments)]) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
+
+
+def test_verb_draws_no_empty_figure(models: list[ModelScores], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tasks = (replace(models[0].tasks[0], metric="bits_per_byte"),)
+    folders = [str(write_results(tmp_path, replace(one, tasks=tasks)).parent) for one in models[:2]]
+    assert main(["compare", *folders, "--figure", str(tmp_path / "none.svg")]) == 2
+    assert "nothing to draw" in capsys.readouterr().err and not (tmp_path / "none.svg").exists()
+    assert main(["compare", *folders]) == 0 and "the same on every item" in capsys.readouterr().out

@@ -21,8 +21,7 @@ from depthup.report import svg
 from depthup.report.card import Source, eval_results, model_index, with_model_index, write_eval_results
 from depthup.report.figures import radar_svg, score_bars_svg
 from depthup.report.page import render_page
-from depthup.report.scores import score_board, with_margin
-from depthup.report.tables import scores_table
+from depthup.report.scores import score_board, scores_table, with_margin
 from depthup.report.values import Report
 
 SOURCE = Source("https://example.org/scores", "scores")
