@@ -246,6 +246,7 @@ def _pairs(job: Job, checkpoint: Path, tokenizer: Tokenizer, split: Split) -> To
             begin_of_text=tokenizer.bos_token_id,
             truncate=stage.truncate,
             progress=advance,
+            num_workers=stage.tokenize_workers,
         )
 
     settings = {key: getattr(stage, key) for key in keys} | {"pairs": encoding_identity(stage.template, "last", False)}

@@ -1,4 +1,9 @@
-"""Preference pairs as token ids on disk: one flat memory-mapped array, and where prompts and answers stand in it."""
+"""Preference pairs as token ids on disk: one flat memory-mapped array, and where prompts and answers stand in it.
+
+They are written as documents are (:func:`~depthup.data.tokens.write_encoded`), so in parallel and resumably. In the
+array each pair has a head of four numbers before its ids: source, whether it was truncated, tokens of prompt and of
+chosen.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +22,7 @@ from ..errors import DataError
 from ..files import write_json
 from .conversations import Conversation, Message
 from .preferences import Dropped, PreferencePair, Reason
-from .tokens import Encoder
+from .tokens import Encoded, Encoder, write_encoded
 
 Prompt = tuple[Message, ...]
 # [(prompt, answer)] -> for each (ids of the prompt up to where the answer begins, ids of the answer with its
@@ -29,7 +33,7 @@ Encode = Callable[[Sequence[tuple[Prompt, str]]], Sequence[tuple[list[int], list
 # (TRL's keep_start); "drop": the pair is left out.
 Truncate = Literal["prompt", "end", "drop"]
 _TOKENS, _ARRAYS, _ABOUT = "tokens.bin", "pairs.npz", "pairs.json"
-_BATCH_PAIRS = 256
+_HEAD = 4  # numbers before the ids of a pair
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class TokenizedPairs:
     """Token ids of preference pairs: prompt, chosen, rejected of one pair lie one after another, the prompt once.
 
     Attributes:
-        tokens: int32 [num_tokens], memory-mapped.
+        tokens: int32, memory-mapped; only what ``spans`` point at are ids.
         spans: int64 [num_pairs, 4]; in ``tokens`` the prompt of pair i begins at ``spans[i, 0]``, the chosen answer at
             ``spans[i, 1]``, the rejected one at ``spans[i, 2]``, which ends at ``spans[i, 3]``.
         sources: int32 [num_pairs], index in ``source_names``.
@@ -101,51 +105,58 @@ def write_pairs(
     begin_of_text: int | None = None,
     truncate: Truncate = "prompt",
     progress: Callable[[int], object] | None = None,
+    num_workers: int = 1,
+    shard_pairs: int = 16384,
 ) -> TokenizedPairs:
-    """Tokenize pairs into ``folder``; those that training could not use are left out, and counted by reason.
+    """Tokenize pairs into ``folder``, or go on where a killed run stopped in it; those that training could not use are
+    left out, and counted by reason.
+
+    The files are the same for any number of processes and any number of interruptions. To go on, ``pairs`` must be the
+    same: those already done are read again and passed over.
 
     Args:
         pairs: Read once, in order.
-        encode: Makes ids of prompts and answers, as :func:`chat_encode` does.
+        encode: Makes ids of prompts and answers, as :func:`chat_encode` does; pickled for other processes.
         folder: An existing folder.
         max_tokens: Most tokens of a prompt with one of its answers.
         end_of_turn: Token ids of which one must end each answer.
         begin_of_text: Token id that a truncated prompt keeps at its beginning, if it had it there.
         truncate: What loses tokens where a pair is too long.
         progress: Called with the number of rows done since the last call.
+        num_workers: Processes that encode.
+        shard_pairs: Rows between two points from which a killed run goes on.
 
     Raises:
-        DataError: No pair is left, an answer lacks its end-of-turn, or the two answers' prompts differ in their ids.
+        DataError: No pair is left, an answer lacks its end-of-turn, the two answers' prompts differ in their ids, or
+            the pairs are not those that the folder was begun with.
     """
     if max_tokens < 2:
         raise DataError(f"max_tokens is {max_tokens}", allowed="at least 2: one token and the one that follows")
-    spans, sources, truncated, dropped = [np.zeros(4, np.int64)], [], [], Counter[str]()
     names: dict[str, int] = {}
-    with open(folder / _TOKENS, "wb") as file:
-        for batch in _batches(pairs):
-            dropped.update(each.reason for each in batch if isinstance(each, Dropped))
-            whole = [each for each in batch if isinstance(each, PreferencePair)]
-            for pair, ids in zip(whole, _encoded(whole, encode, frozenset(end_of_turn)), strict=True):
-                kept = ids if isinstance(ids, str) else truncated_ids(ids, max_tokens, begin_of_text, truncate)
-                if isinstance(kept, str):
-                    dropped[kept] += 1
-                    continue
-                file.write(np.concatenate([np.asarray(part, np.int32) for part in kept]).tobytes())
-                spans.append(spans[-1][-1] + np.cumsum([0, *map(len, kept)]))
-                sources.append(names.setdefault(pair.source, len(names)))
-                truncated.append(kept != ids)
-            if progress:
-                progress(len(batch))
-    if not sources:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in dropped.most_common()) or "there is no row"
-        raise DataError(f"no preference pair is left ({reasons})", next_step="add pairs, or raise max_tokens")
+    written = write_encoded(
+        _numbered(pairs, names),
+        _PairEncoder(encode, frozenset(end_of_turn), max_tokens, begin_of_text, truncate),
+        folder,
+        progress,
+        num_workers=num_workers,
+        max_left_out=1.0,
+        shard_items=shard_pairs,
+        noun="preference pair that could be trained on",
+    )
+    begins = written.offsets[:-1]
+    sources, truncated, num_prompt, num_chosen = written.tokens[begins[:, None] + np.arange(_HEAD)].T.astype(np.int64)
+    begins = begins + _HEAD
+    spans = np.stack([begins, begins + num_prompt, begins + num_prompt + num_chosen, written.offsets[1:]], axis=1)
+    present, places, numbers = np.unique(sources, return_index=True, return_inverse=True)
+    in_order = np.argsort(places)  # sources in the order of their first pairs
     np.savez(
         folder / _ARRAYS,
-        spans=np.asarray(spans[1:], np.int64),
-        sources=np.asarray(sources, np.int32),
-        truncated=np.asarray(truncated, np.bool_),
+        spans=spans,
+        sources=np.argsort(in_order)[numbers].astype(np.int32),
+        truncated=truncated.astype(np.bool_),
     )
-    write_json(folder / _ABOUT, {"source_names": list(names), "dropped": dict(sorted(dropped.items()))})
+    kept = [list(names)[source] for source in present[in_order]]
+    write_json(folder / _ABOUT, {"source_names": kept, "dropped": dict(sorted(written.left_out.items()))})
     return open_pairs(folder)
 
 
@@ -155,11 +166,19 @@ def chat_encode(encoder: Encoder[Conversation]) -> Encode:
     Raises:
         DataError: When it is used: the encoder trains on other turns too, or on no token.
     """
+    return _ChatEncode(encoder)
 
-    def encode(batch: Sequence[tuple[Prompt, str]]) -> list[tuple[list[int], list[int]] | str]:
+
+@dataclass(frozen=True)
+class _ChatEncode:
+    """What :func:`chat_encode` makes."""
+
+    encoder: Encoder[Conversation]
+
+    def __call__(self, batch: Sequence[tuple[Prompt, str]]) -> list[tuple[list[int], list[int]] | str]:
         conversations = [Conversation((*prompt, Message("assistant", answer))) for prompt, answer in batch]
         found: list[tuple[list[int], list[int]] | str] = []
-        for made in encoder(conversations):
+        for made in self.encoder(conversations):
             if isinstance(made, str):
                 found.append(made)
                 continue
@@ -172,8 +191,6 @@ def chat_encode(encoder: Encoder[Conversation]) -> Encode:
             ids = made.ids.tolist()
             found.append((ids[: places[0]], ids[places[0] : places[-1] + 1]))
         return found
-
-    return encode
 
 
 def open_pairs(folder: Path) -> TokenizedPairs:
@@ -262,10 +279,40 @@ def _spread(counts: NDArray[np.int64]) -> Spread:
 _Ids = tuple[list[int], list[int], list[int]]  # prompt, chosen, rejected
 
 
-def _batches(pairs: Iterable[PreferencePair | Dropped]) -> Iterator[list[PreferencePair | Dropped]]:
-    iterator = iter(pairs)
-    while batch := list(islice(iterator, _BATCH_PAIRS)):
-        yield batch
+_Numbered = tuple[int, PreferencePair | Dropped]  # number of the source, and what was read
+
+
+def _numbered(pairs: Iterable[PreferencePair | Dropped], names: dict[str, int]) -> Iterator[_Numbered]:
+    """What was read, each with the number of its source; ``names`` learns the numbers."""
+    for each in pairs:
+        yield (names.setdefault(each.source, len(names)) if isinstance(each, PreferencePair) else -1), each
+
+
+@dataclass(frozen=True)
+class _PairEncoder:
+    """Pairs as documents with a head; the reason instead of one that is left out. Arguments of :func:`write_pairs`."""
+
+    encode: Encode
+    end_of_turn: frozenset[int]
+    max_tokens: int
+    begin_of_text: int | None
+    truncate: Truncate
+
+    def __call__(self, items: Sequence[_Numbered]) -> list[Encoded | str]:
+        whole = [each for _, each in items if isinstance(each, PreferencePair)]
+        encoded = iter(_encoded(whole, self.encode, self.end_of_turn))
+        return [
+            each.reason if isinstance(each, Dropped) else self._document(number, next(encoded))
+            for number, each in items
+        ]
+
+    def _document(self, source: int, ids: _Ids | str) -> Encoded | str:
+        kept = ids if isinstance(ids, str) else truncated_ids(ids, self.max_tokens, self.begin_of_text, self.truncate)
+        if isinstance(kept, str):
+            return kept
+        prompt, chosen, rejected = kept
+        head = [source, int(kept != ids), len(prompt), len(chosen)]
+        return Encoded(np.asarray([*head, *prompt, *chosen, *rejected], np.int32))
 
 
 def _encoded(pairs: list[PreferencePair], encode: Encode, end_of_turn: frozenset[int]) -> list[_Ids | str]:

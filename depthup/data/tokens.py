@@ -127,6 +127,7 @@ def write_encoded(
     max_tokens: int | None = None,
     max_left_out: float = 0.1,
     shard_items: int = 64 * _BATCH_ITEMS,
+    noun: str = "document on this side of the split",
 ) -> TokenizedDocuments:
     """Write what an encoder makes of items into ``folder``, or go on where a killed run stopped in it.
 
@@ -143,6 +144,7 @@ def write_encoded(
             on the hub is streamed only so far.
         max_left_out: Share of items, from 0 to 1, that may be left out before the data are refused.
         shard_items: Items between two points from which a killed run goes on.
+        noun: What the data hold none of, if nothing is left, in the words of the error.
 
     Raises:
         DataError: There is no document, more than ``max_left_out`` of the items gave none, or the items are not those
@@ -174,7 +176,7 @@ def write_encoded(
             if max_tokens is not None and journal.num_tokens >= max_tokens:
                 break
         files.sync()
-    return _finish(folder, journal, max_left_out)
+    return _finish(folder, journal, max_left_out, noun)
 
 
 def open_tokens(folder: Path) -> TokenizedDocuments:
@@ -299,13 +301,13 @@ def _pass_over(iterator: Iterator[Any], journal: _Journal, folder: Path) -> None
         )
 
 
-def _finish(folder: Path, journal: _Journal, max_left_out: float) -> TokenizedDocuments:
+def _finish(folder: Path, journal: _Journal, max_left_out: float, noun: str) -> TokenizedDocuments:
     num_left_out = sum(journal.left_out.values())
     reasons = ", ".join(f"{reason}: {number:,}" for reason, number in journal.left_out.items())
     if journal.num_documents == 0:
         raise DataError(
-            "the data hold no document on this side of the split" + (f" ({reasons})" if reasons else ""),
-            next_step="add text, or change held_out (the share of documents that is held out)",
+            f"the data hold no {noun}" + (f" ({reasons})" if reasons else ""),
+            next_step="add data, or change held_out (the share that is held out)",
         )
     if num_left_out > max_left_out * journal.num_items:
         raise DataError(

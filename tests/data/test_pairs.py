@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pico
@@ -172,7 +173,7 @@ def test_truncated_pairs_fit_and_every_row_is_kept_or_counted(
             given_pairs, encode, folder, max_tokens=max_tokens, end_of_turn=[END], begin_of_text=0, truncate=how
         )
     except DataError as error:
-        assert "no preference pair is left" in str(error)
+        assert "no preference pair that could be trained on" in str(error)
         return
     assert made.num_pairs + sum(made.dropped.values()) == len(given_pairs)
     assert (made.prompt_lengths[:, None] + made.answer_lengths <= max_tokens).all()
@@ -210,7 +211,7 @@ def test_losses_are_counted_by_reason(tmp_path: Path) -> None:
     assert made.dropped == {"difference truncated": 1, "empty answer": 1, "truncated to nothing": 1}
     dropped = write_pairs(rows, encode, tmp_path, max_tokens=16, end_of_turn=[END], truncate="drop").dropped
     assert dropped == {"empty answer": 1, "longer than max_tokens": 2}
-    with pytest.raises(DataError, match=r"no preference pair is left \(longer than max_tokens: 1\)"):
+    with pytest.raises(DataError, match=r"no preference pair that could be trained on \(longer than max_tokens: 1\)"):
         write_pairs(rows[1:2], encode, tmp_path, max_tokens=16, end_of_turn=[END], truncate="drop")
 
 
@@ -269,3 +270,46 @@ def test_real_pairs_fill_their_rows(shared_data: Callable[[str], Path], tmp_path
     batches = list(PairRows(made, 4096).in_order(4))
     assert made.num_pairs == 284 == sum(batch.num_units for batch in batches)
     assert made.lengths.sum() / sum(batch.input_ids.size for batch in batches) > 0.85
+
+
+# -- processes and interruptions --------------------------------------------------------------------------------------
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What was written; the archive of arrays without the dates in it."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".npz"}
+    with np.load(folder / "pairs.npz") as arrays:
+        return found | {name: arrays[name].tobytes() for name in arrays}
+
+
+def test_pairs_are_the_same_after_interruptions_and_from_two_processes(tmp_path: Path) -> None:
+    """Sources are numbered by their first pairs that are kept, though one comes before that is left out."""
+    talks: list[PreferencePair | Dropped] = [pair("same", "x", "x", "none")]
+    talks += [pair(f"Question {i}?", f"yes {i}", "no" * (i % 40), "ab"[i % 300 > 200]) for i in range(900)]
+    talks.insert(500, Dropped("row:500", "empty answer"))
+    chat = chat_encode(chat_encoder(pico.tiny_tokenizer(tmp_path), "solar", turns="last"))
+
+    def until(stop: int) -> Iterator[PreferencePair | Dropped]:
+        yield from talks[:stop]
+        raise KeyboardInterrupt
+
+    found = []
+    for stops, num_workers in (((), 1), ((300, 120, 800), 1), ((600,), 2)):
+        folder = tmp_path / f"{len(stops)}-{num_workers}"
+        folder.mkdir()
+        options: dict[str, Any] = {"max_tokens": 48, "end_of_turn": [0], "shard_pairs": 256}
+        for stop in stops:
+            with pytest.raises(KeyboardInterrupt):
+                write_pairs(until(stop), chat, folder, **options)
+        done: list[int] = []
+        made = write_pairs(talks, chat, folder, num_workers=num_workers, progress=done.append, **options)
+        assert sum(done) == len(talks) and (not stops or done[0] >= 256)
+        found.append(files(folder))
+    assert found[1:] == found[:1] * 2
+    assert made.source_names == ("a", "b") and made.dropped["empty answer"] == 1
+    with pytest.raises(DataError, match="are not those that"):
+        folder = tmp_path / "other"
+        folder.mkdir()
+        with pytest.raises(KeyboardInterrupt):
+            write_pairs(until(600), chat, folder, **options)
+        write_pairs(talks[1:], chat, folder, **options)
