@@ -122,7 +122,8 @@ DOORS: dict[str, set[str]] = {
 LIGHT = (
     "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "blending", "presets", "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
-    "plan_verb", "synthesize_verb", "conversion.gguf_header", "synthesis",
+    "plan_verb", "synthesize_verb", "conversion.gguf_header", "generation.backend", "generation.server",
+    "generation.journal", "generation.mock", "evaluation.backend_scorer", "synthesis",
 )  # fmt: skip
 
 

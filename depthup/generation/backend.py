@@ -8,9 +8,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..errors import DepthupError, nearest, shown
+
+if TYPE_CHECKING:
+    from .limits import Budget, Limits
 
 ENTRY_POINTS = "depthup.backends"
 
@@ -154,7 +157,9 @@ def each_sampling(sampling: Sampling | Sequence[Sampling], num_prompts: int) -> 
     return each
 
 
-def open_backend(spec: str, *, device: str = "auto", chat: bool = False) -> Backend:
+def open_backend(
+    spec: str, *, device: str = "auto", chat: bool = False, limits: Limits | None = None, budget: Budget | None = None
+) -> Backend:
     """The backend that a short text names.
 
     Args:
@@ -162,7 +167,9 @@ def open_backend(spec: str, *, device: str = "auto", chat: bool = False) -> Back
             several, ``mock:echo`` (see :mod:`.mock`), or ``NAME:REST`` of an installed entry point of the group
             ``depthup.backends``, which is called with ``REST``.
         device: Of a local model.
-        chat: Put plain prompts into the chat template, as the user's message.
+        chat: Put plain prompts into the chat template of a local model or a server, as the user's message.
+        limits: How fast, how long and how often a server is asked.
+        budget: Prices of a server, and where to stop.
 
     Raises:
         DepthupError: Nothing has that name; its package is missing; the model does not load.
@@ -172,7 +179,7 @@ def open_backend(spec: str, *, device: str = "auto", chat: bool = False) -> Back
         from .server import ServerBackend
 
         url, _, model = spec.partition("#")
-        return ServerBackend(url, model or None, chat=chat)
+        return ServerBackend(url, model or None, chat=chat, limits=limits, budget=budget)
     if kind == "local":
         from ..models import load_model, load_tokenizer, resolve_device
         from .local import LocalBackend

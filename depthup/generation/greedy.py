@@ -213,6 +213,7 @@ class _Batch:
     @torch.inference_mode()
     def _admit(self, entering: list[Row], shared: tuple[list[int], Rows] | None) -> None:
         """Read the prompts of rows and let them in; a prompt that several rows have is read once."""
+        before, self.live = self.live, [*self.live, *entering]
         start = len(shared[0]) if shared else 0
         unlike = {tuple(row.prompt): None for row in entering}
         place = {prompt: number for number, prompt in enumerate(unlike)}
@@ -233,9 +234,8 @@ class _Batch:
         first = draw(logits[taken], entering)
         for row in entering:
             row.columns = start + longest if shared else len(row.prompt)
-        old = [] if self.rows is None else [(self.rows, list(range(len(self.live))), _columns(self.live))]
+        old = [] if self.rows is None else [(self.rows, list(range(len(before))), _columns(before))]
         self.rows = joined([*old, (new, taken, start + longest)])
-        self.live = [*self.live, *entering]
         self.tokens = torch.cat([self.tokens, first])
         for row, token in zip(entering, first.tolist(), strict=True):
             row.take(token, self.tokenizer)

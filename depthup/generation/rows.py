@@ -43,7 +43,7 @@ class Row:
 
     def restart(self) -> None:
         """Forget the answer so far."""
-        self.tokens, self.columns, self.generator = [], 0, None
+        self.tokens, self.finish_reason, self.columns, self.generator = [], "", 0, None
 
     def take(self, token: int, tokenizer: Tokenizer) -> None:
         """Add a token, unless the answer has ended."""
