@@ -69,7 +69,7 @@ def extract_answer(text: str) -> tuple[str, str] | None:
         answer = _tidy(inside if inside is not None else _sentence(line))
         return (answer, "stated") if answer else None
     inside = boxed(text)
-    if inside is not None:
+    if inside is not None or "\\boxed" in text:
         return (inside, "boxed") if inside else None
     _, mark, marked = text.rpartition("####")
     if mark:

@@ -12,11 +12,13 @@ import contextlib
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +29,7 @@ from .answers import exact_number, normalise, text_form
 
 Method = Literal["exact", "text", "math-verify", "timeout", "failed"]
 _START_SECONDS = 120.0  # loading sympy on a busy machine
+_PLAIN = re.compile(r"-?[0-9]{1,100}(?:\.[0-9]{1,100})?")
 _MAX_CHARS = 2000  # of an answer; longer ones are no answers
 
 
@@ -49,6 +52,9 @@ class Verdict:
 
 def quick_verdict(gold: str, answer: str) -> Verdict | None:
     """The first two rungs: exact numbers, then text forms; None where they do not decide."""
+    if _PLAIN.fullmatch(gold) and _PLAIN.fullmatch(answer):  # most answers; the general way takes ten times as long
+        values = Fraction(gold), Fraction(answer)
+        return Verdict(values[0] == values[1], "exact", str(values[0]), str(values[1]))
     forms = normalise(gold), normalise(answer)
     numbers = exact_number(forms[0]), exact_number(forms[1])
     if numbers[0] is not None and numbers[1] is not None:
