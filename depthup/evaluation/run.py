@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..errors import CheckpointError
-from ..models import Tokenizer, load_tokenizer, resolve_device
+from ..models import load_tokenizer, resolve_device
 from .cache import Answers, RememberingScorer
-from .harness import ChatTemplate, prepare
+from .harness import ChatTemplate, prepare, template_of
 from .prepared import PreparedTask
 from .requests import Answer, Completion, Request, Scorer
 from .scorer import load_scorer
 from .scores import ModelScores, Sample, TaskScores
-from .sources import HubItems, LocalItems
+from .sources import HubItems, LocalItems, digest
 from .suites import Suite
 from .texts import PROFILE, prepare_texts
 
@@ -67,7 +65,6 @@ class Questions:
             "limit": self.limit, "sample": self.sample, "seed": self.seed,
             "apply_chat_template": self.chat_template,
             "fewshot_as_multiturn": self.fewshot_as_multiturn if self.chat_template else None,
-            "data": "folder" if self.data_dir else "hub",
         }  # fmt: skip
 
     def prepare(self, template: ChatTemplate | None = None) -> list[PreparedTask]:
@@ -139,7 +136,12 @@ class Reader:
             of_task, items = task.score(answers)
             found.append(of_task)
             samples += items
-        settings = {**self.questions.settings(), **self.place.identity(), "chat_template": template}
+        settings = {
+            **self.questions.settings(),
+            **self.place.identity(),
+            "chat_template": template,
+            "data": _data(tasks),
+        }
         if self.generator is not None:
             settings["generator"] = self.generator[0]
         profile = self.questions.profile if self.questions.asked else PROFILE
@@ -154,8 +156,8 @@ class Reader:
         if not self.questions.chat_template:
             self._prepared = self._prepared or self.questions.prepare()
             return self._prepared, None
-        template, text = chat_template(load_tokenizer(folder), folder)
-        return self.questions.prepare(template), text
+        tokenizer = load_tokenizer(folder)
+        return self.questions.prepare(template_of(tokenizer)), str(tokenizer.chat_template)
 
     def _answered(
         self, tasks: Sequence[PreparedTask], folder: Path, fingerprint: str
@@ -221,28 +223,10 @@ class _Lazy:
         return self._scorer.answer(requests, done)
 
 
-def chat_template(tokenizer: Tokenizer, folder: Path) -> tuple[ChatTemplate, str]:
-    """The template of a model, as the harness applies it, and its text.
-
-    Raises:
-        CheckpointError: The tokenizer has none.
-    """
-    text = tokenizer.chat_template
-    if not isinstance(text, str):
-        raise CheckpointError(
-            f"{folder} has no chat template" if not text else f"{folder} has several chat templates",
-            next_step="leave --chat-template out: this is a model for plain text",
-        )
-
-    def render(messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )  # fmt: skip
-
-    return ChatTemplate(hashlib.sha256(text.encode()).hexdigest()[:12], render), text
+def _data(tasks: Sequence[PreparedTask]) -> str:
+    """A fingerprint of the rows, wherever they came from: scores on other rows are not compared."""
+    rows = {task.name: {key: value for key, value in task.identity.items() if key != "source"} for task in tasks}
+    return digest(rows)[:16]
 
 
 def versions() -> dict[str, str]:
