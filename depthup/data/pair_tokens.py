@@ -22,7 +22,7 @@ from ..errors import DataError
 from ..files import write_json
 from .conversations import Conversation, Message
 from .preferences import Dropped, PreferencePair, Reason
-from .tokens import Encoded, Encoder, write_encoded
+from .tokens import Encoded, Encoder, TokenizedDocuments, write_encoded
 
 Prompt = tuple[Message, ...]
 # [(prompt, answer)] -> for each (ids of the prompt up to where the answer begins, ids of the answer with its
@@ -143,6 +143,12 @@ def write_pairs(
         shard_items=shard_pairs,
         noun="preference pair that could be trained on",
     )
+    _write_arrays(folder, written, list(names))
+    return open_pairs(folder)
+
+
+def _write_arrays(folder: Path, written: TokenizedDocuments, names: list[str]) -> None:
+    """What the heads say of the pairs, and why rows were left out, beside the tokens."""
     begins = written.offsets[:-1]
     sources, truncated, num_prompt, num_chosen = written.tokens[begins[:, None] + np.arange(_HEAD)].T.astype(np.int64)
     begins = begins + _HEAD
@@ -155,9 +161,8 @@ def write_pairs(
         sources=np.argsort(in_order)[numbers].astype(np.int32),
         truncated=truncated.astype(np.bool_),
     )
-    kept = [list(names)[source] for source in present[in_order]]
+    kept = [names[source] for source in present[in_order]]
     write_json(folder / _ABOUT, {"source_names": kept, "dropped": dict(sorted(written.left_out.items()))})
-    return open_pairs(folder)
 
 
 def chat_encode(encoder: Encoder[Conversation]) -> Encode:

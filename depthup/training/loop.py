@@ -96,8 +96,6 @@ def train(
     """
     world = world or alone(next(model.parameters()).device)
     optimizer, guard = _prepared(model, settings, world, groups), Guard(world.device, sigmas=settings.guard_sigmas)
-    if attention.implementation(model) == attention.NAME:
-        choose_attention(model, narrow=settings.precision != "float32")  # now that weights have their type
     if not isinstance(rows, Rows):
         rows = rows(model)
     states = States(folder / "state", model, optimizer, guard, world, settings.num_states)
@@ -124,10 +122,10 @@ def _result(run: _Run, metrics: MetricsFile) -> TrainResult:
 def _prepared(
     model: nn.Module, settings: TrainSettings, world: World, groups: Mapping[str, Sequence[str]] | None
 ) -> torch.optim.Optimizer:
-    """Lay the model out over the ranks; its optimizer."""
+    """Lay the model out over the ranks, in the type that is trained; its optimizer."""
     mixed = settings.precision == "mixed"
     lay_out(model, world, mixed=mixed, recompute=settings.recompute, compile=settings.compile)
-    return make_optimizer(
+    optimizer = make_optimizer(
         model,
         weight_decay=settings.weight_decay,
         betas=settings.betas,
@@ -135,6 +133,9 @@ def _prepared(
         groups=groups,
         rates=settings.rates,
     )
+    if attention.implementation(model) == attention.NAME:
+        choose_attention(model, narrow=settings.precision != "float32")  # now that weights have their type
+    return optimizer
 
 
 @dataclass
