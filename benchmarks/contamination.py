@@ -195,13 +195,14 @@ def benchmark(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     draw = random.Random(options.seed)
     data_dir = Path(options.data_dir).resolve()
     items = load_items(SUITES["h6"], data_dir)
-    write_items = "".join(json.dumps({"question": i.question, "answer": i.answer}) + "\n" for i in items)
-    (work / "items.jsonl").write_text(write_items, encoding="utf-8")
     Scanner(make_reference(items[:10]), RULES).leaks_in_row({"text": "compiles what is not compiled yet"})
     texts = list(documents_of(data_dir / "pretrain"))
     draw.shuffle(texts)
     texts = texts[: options.documents]
     chosen = draw.sample(items, options.planted)
+    # The peers are told of the planted items alone: spaCy takes minutes for all; a hash table is as quick when larger.
+    told = "".join(json.dumps({"question": i.question, "answer": i.answer}) + "\n" for i in chosen)
+    (work / "items.jsonl").write_text(told, encoding="utf-8")
     few, clean = work / "few.jsonl", work / "clean.jsonl"
     write_rows(few, texts[:100])
     write_rows(clean, texts)
@@ -211,14 +212,14 @@ def benchmark(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     ours = Ours(data_dir, work, options.workers)
     start, _ = ours.run(few)
     whole, flagged = ours.run(clean)
-    seconds, cpu = whole.seconds - start.seconds, whole.cpu_seconds - start.cpu_seconds
+    cpu = whole.cpu_seconds - start.cpu_seconds
     rules = Counter(rule for leaks in flagged.values() for rule in {leak["rule"] for leak in leaks})
     result: dict[str, Any] = {
         "start_seconds": start.seconds,
-        "documents_per_second": round(len(texts) / seconds, 1),
+        "start_core_seconds": start.cpu_seconds,
+        "seconds": whole.seconds,
         "documents_per_core_second": round(len(texts) / cpu, 1),
-        "seconds_for_a_million": round(start.seconds + 1e6 / len(texts) * seconds, 1),
-        "seconds_for_a_million_on_2_free_cores": round(start.cpu_seconds + 1e6 / len(texts) * cpu / 2, 1),
+        "seconds_for_a_million_if_2_cores_were_free": round(start.cpu_seconds + 1e6 / len(texts) * cpu / 2, 1),
         "peak_bytes_of_the_largest_process": whole.peak_bytes,
         "clean": {"num_documents": len(texts), "num_flagged": len(flagged),
                   "flagged_per_million": round(1e6 * len(flagged) / len(texts), 1), "by_rule": dict(rules)},

@@ -100,9 +100,10 @@ def _audit(options: argparse.Namespace, out: Path) -> dict[str, Any]:
         tuple(options.train), parse_benchmarks(options.against, folder), folder, options.rules, tuple(options.field),
         options.shard,
     )  # fmt: skip
-    workers = options.workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = options.workers or cores
     with tqdm(desc="decontaminate", unit="B", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
-        return run_audit(audit, out, workers or 1, bar.update, bar.reset)
+        return run_audit(audit, out, workers, bar.update, bar.reset)
 
 
 def _page(report: dict[str, Any]) -> str:

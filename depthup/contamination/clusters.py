@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .index import MAX_WORDS, SEED, Index
-from .text import MASK, MULTIPLIER_1, UNKNOWN, Words, compiled
+from .text import MASK, MULTIPLIER_1, NUMBER, UNKNOWN, Words, compiled
 
 CHUNK, STRIDE = 1024, 640  # words looked at together; chunks overlap by more than the longest window
 NEAR = 96  # words around the question in which its answer is looked for: its choices may stand between
@@ -129,6 +129,17 @@ def _by_votes(plain: np.ndarray, masked: np.ndarray, low: int, high: int, index:
                 touched += 1
             scratch.votes[item] = 0.0
     return touched
+
+
+@compiled
+def _may_be_there(item: int, index: Index, scratch: Scratch) -> bool:
+    """Whether the words of a chunk, whose votes were counted, hold enough of a question at all; most do not."""
+    chunk, held = int(scratch.stamp[0]), 0.0
+    for k in range(index.start[item], index.start[item + 1]):
+        word = int(index.words[k])
+        if word == NUMBER or abs(scratch.word_seen[word]) == chunk:
+            held += index.weight[word]
+    return held >= MIN_SHARE * index.total[item] - 1e-9
 
 
 @compiled
@@ -283,7 +294,9 @@ def scan(words: Words, count: int, plain: np.ndarray, masked: np.ndarray, index:
         for k in range(candidates):
             hit = hits[found] if found < most else spare
             item = int(scratch.candidates[k])
-            if _score(item, words, plain, masked, low, high, count, index, scratch, numbers, hit):
+            if _may_be_there(item, index, scratch) and _score(
+                item, words, plain, masked, low, high, count, index, scratch, numbers, hit
+            ):
                 found += 1
         if high == count:
             return found

@@ -120,7 +120,19 @@ def test_without_numba_the_same_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     texts = [ITEMS[0].question, f"{FILLER} Natalia sold half of 48 clips to friends in April. {ITEMS[2].question}"]
     compiled = [small_scanner().leaks_in_texts([("", text)]) for text in texts]
     for module, names in (
-        (clusters, ("_find_seed", "_add_candidates", "_by_votes", "_best_window", "_in_order", "_share_of", "_score")),
+        (
+            clusters,
+            (
+                "_find_seed",
+                "_add_candidates",
+                "_by_votes",
+                "_may_be_there",
+                "_best_window",
+                "_in_order",
+                "_share_of",
+                "_score",
+            ),
+        ),
         (index, ("_fill_slots",)),
         (scanner, ("split_words", "look_up", "drop_labels", "scan")),
     ):
