@@ -142,20 +142,19 @@ class Allowed:
     bytes_per_token: int
 
 
-_tried: weakref.WeakKeyDictionary[Any, dict[bool, Allowed]] = weakref.WeakKeyDictionary()
+_tried: weakref.WeakKeyDictionary[Any, Allowed] = weakref.WeakKeyDictionary()
 
 
 def allowed(model: Model, pass_through: Any) -> Allowed:
-    """Find out by trying whether the model bears padding, once a model; in training it may keep no cache at all.
+    """Find out by trying whether the model bears padding, once a model.
 
     Args:
         model: Any causal language model.
         pass_through: ``forward(model, ids, rows)``, see :func:`.greedy.forward`.
     """
-    known = _tried.setdefault(model, {})
-    if model.training not in known:
-        known[model.training] = _try(model, pass_through)
-    return known[model.training]
+    if model not in _tried:
+        _tried[model] = _try(model, pass_through)
+    return _tried[model]
 
 
 def _try(model: Model, forward: Any) -> Allowed:

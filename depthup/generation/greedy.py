@@ -121,7 +121,16 @@ def stream(
         Row(index, prompt, sampling, ends)
         for index, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True))
     ]
-    waiting = _longest_first(rows)
+    training = model.training
+    model.eval()  # in training, one that recomputes activations keeps no cache
+    try:
+        yield from _in_batches(model, tokenizer, _longest_first(rows), batch_tokens)
+    finally:
+        model.train(training)
+
+
+def _in_batches(model: Model, tokenizer: Tokenizer, waiting: deque[Row], batch_tokens: int | None) -> Iterator[Row]:
+    """Rows as they end; when memory runs out, the unfinished ones start again in smaller batches."""
     while waiting:
         trait = allowed(model, forward)
         batch = _Batch(model, tokenizer, waiting, batch_tokens or _fitting(model, trait.bytes_per_token))
