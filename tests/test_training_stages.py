@@ -135,6 +135,7 @@ def test_mixtures_are_measured_part_by_part(tmp_path: Path, base: Path) -> None:
     assert results(folders["loss"])["loss"] == pytest.approx(results(folder)["held_out_loss"], rel=1e-4)
     measured = [line for line in lines(folder) if "held_out_loss" in line]
     assert all({"held_out_loss/docs", "held_out_loss/more"} <= line.keys() for line in measured)
+    assert all({"loss/docs", "loss/more"} & line.keys() for line in lines(folder) if "loss" in line)
     assert results(folder)["num_epochs"].keys() == {"docs", "more"}
 
 
