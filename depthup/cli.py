@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .decontaminate_verb import add_decontaminate
 from .errors import DepthupError
 from .layers import LayerPlan
 from .plan_options import add_plan_options, chosen_plan, names_a_plan
@@ -57,7 +58,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"depthup {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     own = (_add_upscale, _add_layers, _add_check, _add_import, _add_generate)
-    for add in (*own, add_plan, add_run, add_status, add_report, add_preview, add_rates, add_synthesize):
+    others = (add_plan, add_run, add_status, add_report, add_preview, add_rates, add_synthesize, add_decontaminate)
+    for add in (*own, *others):
         add(verbs)
     return parser
 

@@ -65,6 +65,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "recipe_verbs": frozenset({ANY}),
     "plan_verb": frozenset({ANY}),
     "synthesize_verb": frozenset({ANY}),
+    "decontaminate_verb": frozenset({ANY}),
     "cli": frozenset({ANY}),
     "__main__": frozenset({"cli"}),
 }
@@ -95,9 +96,10 @@ ABOVE = {
     "stages": {"pipeline", "workloads"},
     "pipeline": {"recipe_verbs", "training_verbs"},
     "workloads": {"plan_verb"},
-    "recipe_verbs": {"plan_verb", "synthesize_verb", "training_verbs", "cli"},
+    "recipe_verbs": {"plan_verb", "synthesize_verb", "decontaminate_verb", "training_verbs", "cli"},
     "plan_verb": {"cli"},
     "synthesize_verb": {"cli"},
+    "decontaminate_verb": {"cli"},
     "cli": {"__main__", "reference"},
     "reference": set(),
     "__main__": set(),
@@ -117,13 +119,15 @@ DOORS: dict[str, set[str]] = {
     "yaml": {"recipe", "growth.mergekit", "growth.mergekit_import"},
     "gguf": {"conversion.gguf", "models"},
     "jinja2": {"report"},
+    "numba": {"contamination.text"},
 }  # fmt: skip
 # Modules that must load without torch, even indirectly.
 LIGHT = (
     "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "blending", "presets", "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
-    "plan_verb", "synthesize_verb", "conversion.gguf_header", "generation.backend", "generation.server",
-    "generation.journal", "generation.mock", "evaluation.backend_scorer", "synthesis",
+    "plan_verb", "synthesize_verb", "decontaminate_verb", "contamination", "conversion.gguf_header",
+    "generation.backend", "generation.server", "generation.journal", "generation.mock", "evaluation.backend_scorer",
+    "synthesis",
 )  # fmt: skip
 
 

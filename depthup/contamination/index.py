@@ -1,0 +1,180 @@
+"""The test sets as arrays: words by their ids, what each word tells, and which 5-grams and words lead to an item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .benchmarks import MATH, Item
+from .text import MASK, MULTIPLIER_1, MULTIPLIER_2, NUMBER, Vocabulary, compiled, make_vocabulary, words_of
+
+SEED = 5  # words of a seed; Ai2's decon samples 5-grams too
+MAX_WORDS = 256  # of a question: of a longer one, the end, where the question stands, not the passage before it
+_COMMON = 16  # a 5-gram of more items than that is no seed, unless an item has no other
+_KEPT = 2  # the rarest 5-grams of an item are seeds in any case
+_MAX_VOTERS = 256  # a word of more items than that casts no vote
+
+_SPELLED = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+    " eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million"
+)
+
+
+class Index(NamedTuple):
+    """What the kernels read. N items, V words, G seeds; an item's words lie at ``start[k]:start[k + 1]``.
+
+    Attributes:
+        words: Of the questions as they are compared (masked for math), int32.
+        plain: The same as they are, int32.
+        start: int64[N + 1].
+        answers, answer_start: Of the answers, in the same way.
+        weight: What a word tells: log of items over items that have it, float64[V].
+        total: Sum of the weights of an item's distinct words, float64[N].
+        is_math: uint8[N].
+        seed_bits: Bitmap of seed hashes, uint8[2**k]: most 5-grams of a text end here.
+        seed_slot: Open table, int32[2**k]: number of a seed, or -1.
+        seed_at: Where the words of a seed stand in ``words``, int64[G].
+        seed_start, seed_items: Items of a seed, int64[G + 1] and int32.
+        voter_start, voter_items: Items that a word votes for, int64[V + 1] and int32.
+        label_ids: Ids of ``question`` and ``answer``, int32[2].
+    """
+
+    words: np.ndarray
+    plain: np.ndarray
+    start: np.ndarray
+    answers: np.ndarray
+    answer_start: np.ndarray
+    weight: np.ndarray
+    total: np.ndarray
+    is_math: np.ndarray
+    seed_bits: np.ndarray
+    seed_slot: np.ndarray
+    seed_at: np.ndarray
+    seed_start: np.ndarray
+    seed_items: np.ndarray
+    voter_start: np.ndarray
+    voter_items: np.ndarray
+    label_ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Test items, ready to be looked for.
+
+    Attributes:
+        items: In the order of their numbers.
+        vocabulary: Their words.
+        index: Their arrays.
+    """
+
+    items: tuple[Item, ...]
+    vocabulary: Vocabulary
+    index: Index
+
+    @property
+    def unsearchable(self) -> tuple[Item, ...]:
+        """Items of fewer than five words, question and answer together: no rule of words can find them."""
+        lengths = np.diff(self.index.start)
+        return tuple(item for item, length in zip(self.items, lengths, strict=True) if length < SEED)
+
+
+def make_reference(items: Sequence[Item]) -> Reference:
+    """Index some items (28,600 of them in some 2 s)."""
+    questions, digits = _split([item.question for item in items])
+    answers, answer_digits = _split([item.answer for item in items])
+    for k, question in enumerate(questions):
+        if len(question) < SEED:  # too little to be known by; with its answer it may be enough
+            questions[k], answers[k] = np.concatenate([question, answers[k]]), answers[k][:0]
+    questions = [question[-MAX_WORDS:] for question in questions]
+    (labels, spelled), _ = _split(["question answer", _SPELLED])
+    everything = np.concatenate([*questions, *answers, labels])
+    numbers = np.unique(np.concatenate([spelled, digits, answer_digits]))
+    vocabulary, ids = make_vocabulary(everything, numbers)
+    start, answer_start = _starts(questions), _starts(answers)
+    plain, answer_ids = ids[: start[-1]], ids[start[-1] : start[-1] + answer_start[-1]]
+    is_math = np.array([item.benchmark in MATH for item in items], np.uint8)
+    owner = np.repeat(np.arange(len(items)), np.diff(start))
+    hidden = (is_math[owner] == 1) & (vocabulary.is_number[plain] == 1)
+    words = np.where(hidden, NUMBER, plain).astype(np.int32)
+    pairs = np.unique(owner.astype(np.int64) << 32 | words)
+    distinct, owners = pairs & 0xFFFFFFFF, pairs >> 32
+    df = np.bincount(distinct, minlength=len(vocabulary.is_number))
+    weight = np.log((len(items) + 1) / np.maximum(df, 1))
+    total = np.bincount(owners, weights=weight[distinct], minlength=len(items))
+    voting = (df[distinct] <= _MAX_VOTERS) & (distinct != NUMBER)
+    voter_start, voter_items = _grouped(distinct[voting], owners[voting], len(weight))
+    bits, slots, seed_at, seed_start, seed_items = _seeds(words, start, owner)
+    index = Index(
+        words, plain, start, answer_ids, answer_start, weight, total, is_math, bits, slots, seed_at, seed_start,
+        seed_items, voter_start, voter_items, ids[-2:].copy(),
+    )  # fmt: skip
+    return Reference(tuple(items), vocabulary, index)
+
+
+def _split(texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
+    """(hashes of the words of each text, hashes of all words that are numbers in digits)."""
+    if not texts:
+        return [], np.zeros(0, np.int64)
+    words, count, _ = words_of("\n".join(text.replace("\n", " ") for text in texts))
+    cuts = np.searchsorted(words.line[:count], np.arange(1, len(texts)))
+    hashes = words.hash[:count]
+    return np.split(hashes, cuts), hashes[words.digits[:count] == 1]
+
+
+def _starts(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+
+
+def _grouped(keys: np.ndarray, values: np.ndarray, num_keys: int) -> tuple[np.ndarray, np.ndarray]:
+    """(start, values): the values of key k are ``values[start[k]:start[k + 1]]``."""
+    order = np.argsort(keys, kind="stable")
+    start = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=num_keys))]).astype(np.int64)
+    return start, values[order].astype(np.int32)
+
+
+def _seeds(words: np.ndarray, start: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The seeds of all items: bits, slots, where each stands, and its items."""
+    at = np.arange(max(len(words) - SEED + 1, 0))
+    at = at[at + SEED <= start[owner[at] + 1]]
+    first, second = np.full(len(at), 17, np.int64), np.full(len(at), 29, np.int64)
+    for k in range(SEED):
+        first, second = fold(first, words[at + k], MULTIPLIER_1), fold(second, words[at + k], MULTIPLIER_2)
+    _, where, gram = np.unique((first & MASK) << 31 | (second & MASK), return_index=True, return_inverse=True)
+    pairs = np.unique(gram.astype(np.int64) << 32 | owner[at])
+    grams, items = pairs >> 32, pairs & 0xFFFFFFFF
+    df = np.bincount(grams, minlength=len(where))
+    order = np.lexsort((df[grams], items))  # the grams of each item, rarest first
+    items_in_order = items[order]
+    new = np.concatenate([[True], items_in_order[1:] != items_in_order[:-1]]) if len(order) else np.zeros(0, bool)
+    rank = np.arange(len(order)) - np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))
+    keep = order[(df[grams[order]] <= _COMMON) | (rank < _KEPT)]
+    kept, gram_number = np.unique(grams[keep], return_inverse=True)
+    seed_start, seed_items = _grouped(gram_number, items[keep], len(kept))
+    seed_at = at[where[kept]] if len(kept) else np.zeros(0, np.int64)
+    hashes = first[where[kept]] if len(kept) else np.zeros(0, np.int64)
+    bits = np.zeros(1 << 22, np.uint8)  # 4 MB
+    slots = np.full(1 << max(10, (2 * len(kept)).bit_length()), -1, np.int32)
+    _fill_slots(hashes & MASK, bits, slots)
+    return bits, slots, seed_at, seed_start, seed_items
+
+
+def fold(value: np.ndarray, word: np.ndarray, multiplier: int) -> np.ndarray:
+    """One step of the hash of a 5-gram."""
+    value = value * multiplier + (word + 1)
+    return (value & MASK) + (value >> 31)
+
+
+@compiled
+def _fill_slots(hashes: np.ndarray, bits: np.ndarray, slots: np.ndarray) -> None:
+    last, last_bit = len(slots) - 1, 8 * len(bits) - 1
+    for k in range(len(hashes)):
+        value = int(hashes[k])
+        bit = (value ^ (value >> 9)) & last_bit
+        bits[bit >> 3] = int(bits[bit >> 3]) | (1 << (bit & 7))
+        slot = value & last
+        while slots[slot] != -1:
+            slot = (slot + 1) & last
+        slots[slot] = k

@@ -1,0 +1,137 @@
+"""Rows of training files in blocks, as bytes: so that they are written as they came, and cheaply sent to a worker."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+
+BLOCK_BYTES = 1 << 20
+ALLOWED = ".jsonl, .json, .txt (each also with .gz), .parquet, or a folder of them"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some rows of one file, in their order.
+
+    Attributes:
+        file: The file.
+        numbers: Number of each row from 1; in JSON lines, of its line.
+        rows: Each row as JSON, without a line end: the bytes of the file in JSON lines.
+        file_bytes: How much of the file was read for them.
+    """
+
+    file: str
+    numbers: tuple[int, ...]
+    rows: tuple[bytes, ...]
+    file_bytes: int
+
+
+def find_files(paths: Sequence[str]) -> list[Path]:
+    """The files of some paths; of folders those of a known kind, by name, in subfolders too.
+
+    Raises:
+        DataError: A path is no such file, or there is none.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += sorted(child for child in path.rglob("*") if child.is_file() and _kind(child))
+        elif path.is_file() and _kind(path):
+            found.append(path)
+        else:
+            raise DataError(f"cannot read {path}" if path.exists() else f"there is no file {path}", allowed=ALLOWED)
+    if not found:
+        raise DataError(f"no files in {', '.join(paths)}", allowed=ALLOWED)
+    twice = next((path for path in found if found.count(path) > 1), None) if len(set(found)) < len(found) else None
+    if twice is not None:
+        raise DataError(f"{twice} is given twice", next_step="name each file, or its folder, once")
+    return found
+
+
+def read_blocks(path: Path) -> Iterator[Block]:
+    """The rows of a file in blocks of some megabyte; the same blocks each time.
+
+    Raises:
+        DataError: The file cannot be read; it is named.
+    """
+    numbers: list[int] = []
+    rows: list[bytes] = []
+    size = done = 0
+    try:
+        for number, row, at in _rows(path):
+            numbers.append(number)
+            rows.append(row)
+            size += len(row)
+            if size >= BLOCK_BYTES:
+                yield Block(str(path), tuple(numbers), tuple(rows), at - done)
+                numbers, rows, size, done = [], [], 0, at
+        yield Block(str(path), tuple(numbers), tuple(rows), max(path.stat().st_size - done, 0))
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"cannot read {path}: {error}", next_step="repair the file, or leave it out") from error
+
+
+def parse_row(row: bytes, file: str, number: int) -> Any:
+    """The value of a row.
+
+    Raises:
+        DataError: It is no JSON; file and line are named.
+    """
+    try:
+        return json.loads(row)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"line {number} of {file} is no JSON: {error}", next_step="repair the line, or take it out"
+        ) from error
+
+
+def _kind(path: Path) -> str | None:
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    return kind if kind in ("jsonl", "json", "txt") or path.name.endswith(".parquet") else None
+
+
+def _rows(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    """(number from 1, row, position in the file) of each row."""
+    kind = _kind(path)
+    if kind == "parquet":
+        yield from _parquet_rows(path)
+        return
+    with open(path, "rb") as raw:
+        file: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        if kind == "txt":
+            yield 1, _as_json({"text": file.read().decode("utf-8", "replace")}), raw.tell()
+        elif kind == "json":
+            value = json.load(file)
+            for number, row in enumerate(value if isinstance(value, list) else [value], 1):
+                yield number, _as_json(row), raw.tell()
+        else:
+            for number, line in enumerate(file, 1):
+                row = line.rstrip(b"\r\n")
+                if row.strip():
+                    yield number, row, raw.tell()
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError("parquet files need the package pyarrow", next_step="pip install 'depthup[data]'") from error
+    number = 0
+    for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
+        for row in batch.to_pylist():
+            number += 1
+            yield number, _as_json(row), 0
+
+
+def _as_json(value: Any) -> bytes:
+    """A row that came in another form; half a surrogate pair stays an escape, dates and bytes become texts."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, default=str).encode()
