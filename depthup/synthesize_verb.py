@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from .generation.backend import Backend
     from .synthesis.asking import FactoryAsker
+    from .synthesis.pipeline import Gate
     from .synthesis.seeds import Refused, Seed
     from .synthesis.settings import Settings
 
@@ -66,6 +67,11 @@ def _add_what(parser: Any) -> None:
     )
     made.add_argument("--allow-gsm8k", action="store_true", help="take GSM8K's training rows as seeds too")
     made.add_argument("--licence", metavar="NAME", help="of seeds that do not state theirs")
+    made.add_argument(
+        "--against", metavar="NAMES", help="hold back rows that hit these test sets, as `depthup decontaminate` finds"
+        " them: h6, or gsm8k,math, ...",
+    )  # fmt: skip
+    made.add_argument("--data-dir", default="data", metavar="DIR", help="where these test sets lie (data)")
     made.add_argument("--no-symbolic", action="store_true", help="compare answers without math-verify")
 
 
@@ -108,11 +114,20 @@ def _synthesize(options: argparse.Namespace) -> int:
         print(f"dry run: nothing was asked, {options.out} was not written")
         return 0
     verifier = Verifier(symbolic=not options.no_symbolic)
+    gate = _gate(options)
     backend = _backend(options)
     total = sum(planned.num_requests.values())
     with tqdm(total=total, desc="synthesize", unit=" requests", disable=None, dynamic_ncols=True) as bar:
         manifest = synthesize(
-            seeds, backend, Path(options.out), settings, refused=refused, verifier=verifier, progress=bar.update
+            seeds,
+            backend,
+            Path(options.out),
+            settings,
+            gate=gate,
+            gate_name=options.against or "",
+            refused=refused,
+            verifier=verifier,
+            progress=bar.update,
         )
     print(_outcome(options.out, manifest))
     return 0
@@ -187,6 +202,25 @@ def _backend(options: argparse.Namespace) -> Backend | FactoryAsker:
     from .generation.backend import open_backend
 
     return open_backend(options.backend, device=options.device, chat=options.chat)
+
+
+def _gate(options: argparse.Namespace) -> Gate | None:
+    """From a text to the test set that it hits."""
+    if not options.against:
+        return None
+    from .contamination.benchmarks import load_items, parse_benchmarks
+    from .contamination.index import make_reference
+    from .contamination.rules import RULES
+    from .contamination.scanner import Scanner
+
+    folder = Path(options.data_dir)
+    scanner = Scanner(make_reference(load_items(parse_benchmarks(options.against, folder), folder)), RULES)
+
+    def hit(text: str) -> str | None:
+        found = scanner.leaks_in_texts([("text", text)])
+        return f"{found[0].benchmark} {found[0].item}, rule {found[0].rule}" if found else None
+
+    return hit
 
 
 def _budget(options: argparse.Namespace, make: Callable[..., Any]) -> Any:
