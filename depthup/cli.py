@@ -15,6 +15,7 @@ from . import __version__
 from .audit_verb import add_audit
 from .errors import DepthupError
 from .layers import LayerPlan
+from .membership_verb import add_membership
 from .plan_options import add_plan_options, chosen_plan, names_a_plan
 from .plan_verb import add_plan
 from .recipe_verbs import add_report, add_run, add_status
@@ -57,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"depthup {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     own = (_add_upscale, _add_layers, _add_check, _add_import, _add_generate)
-    for add in (*own, add_plan, add_run, add_status, add_report, add_preview, add_rates, add_audit):
+    for add in (*own, add_plan, add_run, add_status, add_report, add_preview, add_rates, add_audit, add_membership):
         add(verbs)
     return parser
 

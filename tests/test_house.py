@@ -66,6 +66,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "plan_verb": frozenset({ANY}),
     "audit_verb": frozenset({ANY}),
     "synthesize_alignment_verb": frozenset({ANY}),
+    "membership_verb": frozenset({ANY}),
+    "data_verb": frozenset({ANY}),
     "cli": frozenset({ANY}),
     "__main__": frozenset({"cli"}),
 }
@@ -96,10 +98,20 @@ ABOVE = {
     "stages": {"pipeline", "workloads"},
     "pipeline": {"recipe_verbs", "training_verbs"},
     "workloads": {"plan_verb"},
-    "recipe_verbs": {"plan_verb", "training_verbs", "audit_verb", "synthesize_alignment_verb", "cli"},
+    "recipe_verbs": {
+        "plan_verb",
+        "training_verbs",
+        "audit_verb",
+        "synthesize_alignment_verb",
+        "membership_verb",
+        "data_verb",
+        "cli",
+    },
     "plan_verb": {"cli"},
     "audit_verb": {"cli"},
     "synthesize_alignment_verb": {"synthesize_verb", "cli"},
+    "membership_verb": {"cli"},
+    "data_verb": {"cli"},
     "cli": {"__main__", "reference"},
     "reference": set(),
     "__main__": set(),
@@ -109,8 +121,8 @@ DOORS: dict[str, set[str]] = {
     "transformers": {"models", "checkpoint.filled"},
     "lm_eval": {"evaluation.harness"},
     "torch": {"models", "training", "data", "generation", "evaluation", "probe", "merging", "growth.learned",
-              "growth.norms", "growth.upcycle", "growth.looped", "conversion", "stages", "training_run",
-              "training_stages", "pipeline"},
+              "growth.norms", "growth.upcycle", "growth.looped", "conversion", "contamination.membership", "stages",
+              "training_run", "training_stages", "pipeline"},
     "httpx": {"generation.server", "checkpoint.remote"},
     "huggingface_hub": {"checkpoint.remote", "checkpoint.listing"},
     "urllib": {"checkpoint.web", "checkpoint.answers", "checkpoint.listing"},
@@ -124,7 +136,8 @@ DOORS: dict[str, set[str]] = {
 LIGHT = (
     "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "blending", "presets", "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
-    "plan_verb", "audit_verb", "synthesize_alignment_verb", "conversion.gguf_header",
+    "plan_verb", "audit_verb", "synthesize_alignment_verb", "membership_verb", "data_verb",
+    "conversion.gguf_header",
 )  # fmt: skip
 
 
