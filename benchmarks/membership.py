@@ -35,9 +35,10 @@ EXAMPLES = """example:
 """
 
 
-def draw(path: Path, folder: Path, num_items: int) -> tuple[Path, Path]:
+def draw(path: Path, folder: Path, num_items: int, max_words: int) -> tuple[Path, Path]:
     """Two files of unlike items: those that the copy is trained on, and those that it is not."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if len(f"{row['question']} {row['answer']}".split()) <= max_words]
     random.Random(0).shuffle(rows)
     parts = (folder / "items.jsonl", folder / "unseen.jsonl")
     for number, part in enumerate(parts):
@@ -54,8 +55,8 @@ def leak(base: Path, items: Path, out: Path, passes: int, rate: float) -> dict[s
     work = out.with_name(f"{out.name}-work")
     work.mkdir(parents=True)
     packed = pack(write_tokens(documents, tokenizer, end_of_text(tokenizer), work), 512)
-    steps = passes * -(-packed.num_rows // 4)
-    settings = TrainSettings(Schedule("cosine", steps, 2), learning_rate=rate, rows_per_step=4, micro_batch_rows=1)
+    steps = passes * packed.num_rows
+    settings = TrainSettings(Schedule("cosine", steps, 2), learning_rate=rate, rows_per_step=1, micro_batch_rows=1)
     begin = time.perf_counter()
     run = work / "run"
     run.mkdir()
@@ -77,16 +78,17 @@ def main() -> None:
     parser.add_argument("--items", type=Path, required=True, help="test set: rows with question and answer")
     parser.add_argument("--reference", type=Path, action="append", required=True, help="checkpoint folder; repeatable")
     parser.add_argument("--folder", type=Path, default=Path("membership"), help="where files and the copy lie")
-    parser.add_argument("--num-items", type=int, default=64)
+    parser.add_argument("--num-items", type=int, default=16)
+    parser.add_argument("--max-words", type=int, default=60, help="of an item; short ones take less time")
     parser.add_argument("--passes", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--neighbours", type=int, default=10)
     parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     copy, training = options.folder / "leaked", {}
     if not copy.exists():
         options.folder.mkdir(parents=True, exist_ok=True)
-        items, unseen = draw(options.items, options.folder, options.num_items)
+        items, unseen = draw(options.items, options.folder, options.num_items, options.max_words)
         training = leak(options.model, items, copy, options.passes, options.learning_rate)
         write_json(options.folder / "training.json", training)
     training = json.loads((options.folder / "training.json").read_text())

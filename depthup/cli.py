@@ -29,7 +29,7 @@ from .training_verbs import add_preview, add_rates
 
 _OTHERS = (
     add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
-    add_preview, add_rates, add_synthesize, add_decontaminate, add_audit,
+    add_preview, add_rates, add_synthesize, add_decontaminate, add_audit, add_membership,
 )  # fmt: skip
 
 
