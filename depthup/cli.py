@@ -19,6 +19,7 @@ from .errors import DepthupError
 from .evaluate_verb import add_evaluate
 from .generate_verb import add_generate
 from .layers import LayerPlan
+from .membership_verb import add_membership
 from .merge_verb import add_merge
 from .plan_options import add_plan_options, chosen_plan, names_a_plan
 from .plan_verb import add_plan
