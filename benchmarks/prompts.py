@@ -56,7 +56,7 @@ def measure(folder: Path, num_items: int = 100, num_rounds: int = 3) -> list[dic
             built = {}
             for tool in ("lm-eval", "depthup") if number % 2 else ("depthup", "lm-eval"):
                 with quiet():
-                    build = (_stock if tool == "lm-eval" else _ours)(spec, cut, Choice())
+                    build = (stock if tool == "lm-eval" else ours)(spec, cut, Choice())
                     begin = time.perf_counter()
                     built[tool] = build()
                     seconds[tool].append(time.perf_counter() - begin)
@@ -73,14 +73,16 @@ def measure(folder: Path, num_items: int = 100, num_rounds: int = 3) -> list[dic
     return found
 
 
-def _ours(spec: Any, benchmark: Any, choice: Any) -> Callable[[], Any]:
+def ours(spec: Any, benchmark: Any, choice: Any) -> Callable[[], Any]:
+    """What builds the prompts of a task as depthup does."""
     from depthup.evaluation.harness_tasks import prepare_parts, stock_parts
 
     parts = stock_parts(spec, benchmark)
     return lambda: prepare_parts(spec.name, parts, spec.metric, choice)
 
 
-def _stock(spec: Any, benchmark: Any, _: Any) -> Callable[[], Any]:
+def stock(spec: Any, benchmark: Any, _: Any) -> Callable[[], Any]:
+    """What builds them as lm-eval does."""
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
