@@ -65,13 +65,12 @@ def measured(
         benchmark = replace(benchmark, splits={
             split: [row for row in rows if row["subject"] == MMLU_SUBJECT] for split, rows in benchmark.splits.items()
         })  # fmt: skip
-    rows = benchmark.splits[benchmark.scored][: limit * MORE_ITEMS.get(name, 1)]
-    cut = replace(benchmark, splits={**benchmark.splits, benchmark.scored: rows})
+    choice = Choice(limit=limit * MORE_ITEMS.get(name, 1))
     build: dict[str, float] = {}
     prepared: Any = None
     for tool, make in (("lm-eval", stock), ("depthup", ours)):
         with quiet():
-            run = make(spec, cut, Choice())
+            run = make(spec, benchmark, choice)
             started = clock()
             prepared = run()
             build[tool] = clock() - started
@@ -85,9 +84,9 @@ def measured(
     others = [theirs for tool, theirs in answers.items() if tool != "depthup"]
     if isinstance(mine[0], str):
         same = sum(one == other for one, other in zip(mine, others[0], strict=True))
-        return Figures(len(rows), build, answer, 0.0, f"{same} of {len(mine)}")
+        return Figures(len(prepared.items), build, answer, 0.0, f"{same} of {len(mine)}")
     worst = max(abs(one[0] - two[0]) for theirs in others for one, two in zip(mine, theirs, strict=True))
-    return Figures(len(rows), build, answer, worst, "")
+    return Figures(len(prepared.items), build, answer, worst, "")
 
 
 def tools_of(options: argparse.Namespace) -> dict[str, Callable[[Any], list[Any]]]:

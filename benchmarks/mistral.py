@@ -69,8 +69,12 @@ class Shape:
 MISTRAL_7B = Shape(4096, 14336)
 
 
-def write_base(folder: Path, shape: Shape) -> None:
-    """Write a checkpoint of noise: shards filled in turn, names sorted within each, as transformers does."""
+def write_base(folder: Path, shape: Shape, seed: int | None = None) -> None:
+    """Write a checkpoint of noise: shards filled in turn, names sorted within each, as transformers does.
+
+    With a seed the noise is of numbers between 0.002 and 0.03 with either sign, which can be computed with; without,
+    of any bytes.
+    """
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(shape.config(), indent=2) + "\n")
     shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
@@ -81,7 +85,11 @@ def write_base(folder: Path, shape: Shape) -> None:
             shards.append([])
             done = math.prod(dimensions)
         shards[-1].append((name, dimensions))
-    pool = random.Random(0).randbytes(_POOL_BYTES)
+    pool = random.Random(seed or 0).randbytes(_POOL_BYTES)
+    if seed is not None:
+        numbers = bytearray(pool)
+        numbers[1::2] = pool[1::2].translate(bytes((0x3B, 0x3C, 0xBB, 0xBC)[byte % 4] for byte in range(256)))
+        pool = bytes(numbers)
     weight_map: dict[str, str] = {}
     for number, tensors in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"

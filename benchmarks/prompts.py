@@ -81,7 +81,7 @@ def ours(spec: Any, benchmark: Any, choice: Any) -> Callable[[], Any]:
     return lambda: prepare_parts(spec.name, parts, spec.metric, choice)
 
 
-def stock(spec: Any, benchmark: Any, _: Any) -> Callable[[], Any]:
+def stock(spec: Any, benchmark: Any, choice: Any) -> Callable[[], Any]:
     """What builds them as lm-eval does."""
     import datasets
     from lm_eval.api.task import ConfigurableTask
@@ -97,7 +97,7 @@ def stock(spec: Any, benchmark: Any, _: Any) -> Callable[[], Any]:
 
     def build() -> list[Any]:
         for task in made:
-            task.build_all_requests()
+            task.build_all_requests(limit=choice.limit, rank=0, world_size=1)
         return made
 
     return build

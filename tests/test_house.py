@@ -149,7 +149,7 @@ LIGHT = (
     "evaluation.requests", "evaluation.suites", "evaluation.sources", "evaluation.prepared", "evaluation.harness",
     "evaluation.distributions", "evaluation.statistics", "evaluation.pairs", "evaluation.compare", "evaluation.results",
     "evaluation.results_form", "evaluation.foreign_results", "evaluation.samples", "evaluation.paper_tables",
-    "contamination", "generation.backend", "generation.server", "generation.journal", "generation.mock",
+    "contamination.audit", "contamination.scanner", "contamination.rules", "generation.backend", "generation.server",
     "evaluation.backend_scorer",
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from .methods import METHODS, Call, Method, Sums
 MERGE_NAME = "merge.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_PIECE = 1 << 16  # elements that are computed at a time: what stays in the processor's cache
+_PIECE = 1 << 15  # elements that are computed at a time: they stay in the processor's cache, and in one thread of torch
 _READ = 1 << 20  # elements of a model that are read at a time
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
@@ -139,7 +139,8 @@ def write_merge(plan: Merge, folder: Path, progress: Progress | None = None) -> 
     """
     first = plan.models[0]
     one_at_a_time = METHODS[plan.method].whole
-    write_shards(first.folder, plan.shards, folder, progress, num_making=1 if one_at_a_time else MAX_THREADS)
+    with _one_thread_each():
+        write_shards(first.folder, plan.shards, folder, progress, num_making=1 if one_at_a_time else MAX_THREADS)
     carry(first.folder, folder)
     config = dict(first.config)
     stored = {move.source.dtype for shard in plan.shards for move in shard.moves if move.make is not None}
@@ -156,6 +157,17 @@ def write_merge(plan: Merge, folder: Path, progress: Progress | None = None) -> 
         "layer_weights": {f"{first}-{last}": list(weights) for first, last, weights in plan.layer_weights},
         "options": dict(plan.options),
     })  # fmt: skip
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Several threads write files; torch's own beside them, which wait for one another in small sums, cost ten times."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # -- names first ------------------------------------------------------------------------------------------------------
@@ -274,8 +286,8 @@ def _equal(one: tuple[Path, Tensor], other: tuple[Path, Tensor]) -> bool:
 Sources = Sequence[tuple[Path, Tensor]]
 
 
-def _pieces(sources: Sources) -> Iterator[list[torch.Tensor]]:
-    """The tensor of each checkpoint, flat and wide, a piece at a time; a piece is valid until the next is asked for."""
+def _pieces(sources: Sources, dtype: torch.dtype) -> Iterator[list[torch.Tensor]]:
+    """The tensor of each checkpoint, flat, a piece at a time; a piece is valid until the next is asked for."""
     num_elements = sources[0][1].num_elements
     with ExitStack() as files:
         opened = []
@@ -283,15 +295,15 @@ def _pieces(sources: Sources) -> Iterator[list[torch.Tensor]]:
             file = files.enter_context(open(folder / tensor.shard, "rb", buffering=0))
             file.seek(tensor.begin)
             opened.append((file, tensor, bytearray(min(_READ, num_elements) * DTYPES[tensor.dtype].itemsize)))
-        wide = [torch.empty(_PIECE, dtype=_wide(sources)) for _ in sources]
+        places = [None if DTYPES[tensor.dtype] is dtype else torch.empty(_PIECE, dtype=dtype) for _, tensor in sources]
         for begin in range(0, num_elements, _READ):
             count = min(_READ, num_elements - begin)
             stored = [_read(file, tensor, buffer, count) for file, tensor, buffer in opened]
             for start in range(0, count, _PIECE):
-                stop = min(start + _PIECE, count)
+                parts = [one[start : min(start + _PIECE, count)] for one in stored]
                 yield [
-                    place[: stop - start].copy_(part[start:stop])
-                    for place, part in zip(wide, stored, strict=True)
+                    part if place is None else place[: len(part)].copy_(part)
+                    for place, part in zip(places, parts, strict=True)
                 ]  # fmt: skip
 
 
@@ -321,15 +333,17 @@ def _split(tensors: Sequence[torch.Tensor], has_base: bool) -> tuple[Sequence[to
 def _made_in_pieces(sources: Sources, method: Method, call: Call, has_base: bool, dtype: str) -> Iterator[memoryview]:
     if not sources[0][1].num_elements:
         return
+    wide = _wide(sources)
     if method.survey is not None:
         sums = Sums(len(sources) - has_base)
-        for tensors in _pieces(sources):
+        for tensors in _pieces(sources, wide):
             sums.add(*_split(tensors, has_base))
         call = replace(call, coefficients=method.survey(sums, call))
+    alike = {DTYPES[tensor.dtype] for _, tensor in sources} == {DTYPES[dtype]}
     filled, output = 0, torch.empty(min(_READ, sources[0][1].num_elements), dtype=DTYPES[dtype])
     raw = output.view(torch.uint8).numpy().data
     width = output.element_size()
-    for tensors in _pieces(sources):
+    for tensors in _pieces(sources, DTYPES[dtype] if alike and method.narrow(len(sources)) else wide):
         merged = method.combine(*_split(tensors, has_base), call)
         if filled + len(merged) > len(output):
             yield raw[: filled * width]

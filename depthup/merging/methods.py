@@ -46,6 +46,7 @@ class Method:
         whole: Whether ``combine`` must see a tensor in one piece.
         num_models: How many models it takes; None for two or more.
         options: Its numbers and their defaults.
+        narrow: Whether ``combine`` may be given tensors as they are stored: it computes in float32 and rounds once.
     """
 
     combine: Callable[[Sequence[Tensor], Tensor | None, Call], Tensor]
@@ -55,32 +56,34 @@ class Method:
     whole: bool = False
     num_models: int | None = None
     options: Mapping[str, float] = field(default_factory=dict)
+    narrow: Callable[[int], bool] = lambda num_models: False
 
 
 class Sums:
-    """All inner products of the models, as they are or as offsets from the base, summed over pieces in float64."""
+    """All inner products of the models, as they are or as offsets from the base; pieces are added up in float64."""
 
     def __init__(self, num_models: int) -> None:
-        self.products = torch.zeros(num_models, num_models, dtype=torch.float64)
+        self.products = [[0.0] * num_models for _ in range(num_models)]
 
     def add(self, tensors: Sequence[Tensor], base: Tensor | None) -> None:
-        """Take in one piece of each model."""
-        wide = [tensor.double() if base is None else tensor.double() - base.double() for tensor in tensors]
-        for i, one in enumerate(wide):
-            for j in range(i, len(wide)):
-                product = torch.dot(one.flatten(), wide[j].flatten())
-                self.products[i, j] += product
-                if i != j:
-                    self.products[j, i] += product
+        """Take in one flat piece of each model, short enough to be summed in its own type."""
+        rows = tensors if base is None else [tensor - base for tensor in tensors]
+        for i, one in enumerate(rows):
+            for j in range(i, len(rows)):
+                product = float(torch.dot(one, rows[j]))
+                self.products[i][j] += product
+                self.products[j][i] = self.products[i][j]
 
     def cosine(self, i: int, j: int) -> float:
         """Of the angle between two models; 1 where one of them is zero."""
-        norms = float(self.products[i, i] * self.products[j, j]) ** 0.5
-        return max(-1.0, min(1.0, float(self.products[i, j]) / norms)) if norms else 1.0
+        norms = (self.products[i][i] * self.products[j][j]) ** 0.5
+        return max(-1.0, min(1.0, self.products[i][j] / norms)) if norms else 1.0
 
 
 def linear(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> Tensor:
     """Weighted average; weights are normalised (model soups, arXiv:2203.05482)."""
+    if len(tensors) == 2:
+        return torch.lerp(tensors[0], tensors[1], _normalised(call.weights)[1])
     return _from(tensors[0], tensors, _normalised(call.weights))
 
 
@@ -99,8 +102,8 @@ def slerp(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> Tensor:
     """Spherical linear interpolation (Shoemake 1985), each tensor one flat vector; the weights say how far."""
     one, other = call.coefficients
     if abs(one + other - 1) < 1e-12:
-        return _from(tensors[0], tensors, (one, other))
-    return tensors[0] * one + tensors[1] * other
+        return torch.lerp(tensors[0], tensors[1], other)
+    return (tensors[0] * one).add_(tensors[1], alpha=other)
 
 
 def task_arithmetic(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> Tensor:
@@ -148,7 +151,7 @@ def model_stock(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> T
 
 
 METHODS: dict[str, Method] = {
-    "linear": Method(linear, "weighted average of any number of models"),
+    "linear": Method(linear, "weighted average of any number of models", narrow=lambda num_models: num_models == 2),
     "slerp": Method(slerp, "a point on the arc between two models", survey=arc, num_models=2),
     "task-arithmetic": Method(task_arithmetic, "base plus the weighted offsets of the models", needs_base=True,
                               options={"scale": 1.0}),
