@@ -15,6 +15,7 @@ def test_numbers_are_found_in_figures_and_words() -> None:
     sure, perhaps = numbers_in("Of 1,200 eggs at $3.50, twenty-five went; one of them, a dozen, \\frac{1}{2}, 3/4, .5")
     assert sure == {Fraction(1200), Fraction(7, 2), Fraction(25), Fraction(1, 2), Fraction(3, 4)}
     assert perhaps == {Fraction(1), Fraction(12)}
+    assert numbers_in("two, three and four, nineteen")[0] == {Fraction(number) for number in (2, 3, 4, 19)}
     assert numbers_in("two hundred and six")[0] == {Fraction(206)}
     assert numbers_in("\\dfrac13 of $x^2$")[0] == {Fraction(1, 3), Fraction(2)}
 
@@ -44,7 +45,7 @@ def test_changed_numbers_are_named(seed: str, rewritten: str, lost: set[int], ga
 
 @given(st.text())
 def test_any_text_has_numbers_that_it_preserves(text: str) -> None:
-    assert changed_numbers(text, text) == (frozenset(), frozenset()) and is_echo(text, text.swapcase().swapcase())
+    assert changed_numbers(text, text) == (frozenset(), frozenset()) and is_echo(text, text)
 
 
 def test_an_echo_differs_in_case_blanks_and_punctuation_alone() -> None:

@@ -36,14 +36,14 @@ def test_equations_of_the_tellings_hold() -> None:
     import re
 
     checked = 0
-    sum_of = re.compile(r"(?<![\d./×+*-])(?<![×+*/-] )(-?\d+) ([-+×/]) (\d+) = (-?\d+)(?![\d./]|\s[-+×/])")
+    sum_of = re.compile(r"(?<![\d./×+*-])(?<![×+*/-] )(-?\d+) ([-+×/]) (\d+) = (-?\d+)(?!\d|\.\d|/|\s[-+×/])")
     for problem in [*make_problems(300, seed=6), *(gym_problems(50) if find_spec("reasoning_gym") else ())]:
         for telling in problem.tellings:
             for one, sign, other, outcome in sum_of.findall(telling):
                 a, b, c = int(one), int(other), int(outcome)
                 assert {"+": a + b == c, "-": a - b == c, "×": a * b == c, "/": a == b * c}[sign], telling
                 checked += 1
-    assert checked > 1000
+    assert checked > 500
 
 
 @pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="reasoning-gym is not here")
@@ -53,7 +53,7 @@ def test_drills_are_solved_to_their_answers() -> None:
     for problem in problems:
         body = problem.solution.rpartition("\nThe answer is: ")[0]
         numbers = [part.strip(".,:") for part in body.replace("=", " ").split()]
-        parts = [part for part in problem.answer.replace("\\dfrac", "").replace("\\frac", "").strip("{}").split("}{")]
+        parts = problem.answer.replace("\\dfrac", "").replace("\\frac", "").strip("{}").split("}{")
         assert all(piece in numbers for part in parts for piece in part.split("/")), problem
 
 

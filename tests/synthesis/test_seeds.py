@@ -61,14 +61,16 @@ def test_no_seed_left_and_unreadable_files_are_told(tmp_path: Path) -> None:
 
 def test_gsm8k_is_refused_by_name_by_form_and_by_text(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
     train = shared_data("gsm8k/train.jsonl.gz")
+    folder = tmp_path / "mine"
+    folder.mkdir()
     with pytest.raises(DataError, match="allow-gsm8k"):
         read_seeds([train])
     rows = rows_of(train)[:50]
     with pytest.raises(DataError, match="GSM8K train"):
-        read_seeds([write(tmp_path / "renamed.jsonl", *rows)])
+        read_seeds([write(folder / "renamed.jsonl", *rows)])
     plain = [{"question": row["question"].upper(), "answer": "The answer is: 1"} for row in rows[:5]]
     edited = {"question": "An edited question", "answer": rows[0]["answer"]}
-    seeds, refused = read_seeds([write(tmp_path / "few.jsonl", *[{**OWN, "question": f"{i}?"} for i in range(9)], *plain,
+    seeds, refused = read_seeds([write(folder / "few.jsonl", *[{**OWN, "question": f"{i}?"} for i in range(9)], *plain,
                                        edited)])  # fmt: skip
     assert len(seeds) == 9 and refused.counts == {"an item of GSM8K train": 6}
     seeds, refused = read_seeds([train], allow_gsm8k=True)
