@@ -212,7 +212,9 @@ class _Selection:
         known = known_set(outcome.prompt) if outcome.question.kind != "answer" else ""
         if known.endswith("test"):
             return known
-        return (self._gate(f"{outcome.prompt}\n{outcome.response}") if self._gate else None) or ""
+        if self._gate is None:
+            return ""
+        return self._gate(outcome.prompt) or self._gate(outcome.response) or ""
 
     def _tally(self, outcome: Outcome) -> None:
         kind, verdict, votes = outcome.question.kind, outcome.verdict, outcome.votes
