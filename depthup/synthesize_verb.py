@@ -72,6 +72,10 @@ def _add_what(parser: Any) -> None:
         " them: h6, or gsm8k,math, ...",
     )  # fmt: skip
     made.add_argument("--data-dir", default="data", metavar="DIR", help="where these test sets lie (data)")
+    made.add_argument(
+        "--rules", default="exact,ngram", metavar="NAMES",
+        help="of `depthup decontaminate`, for --against (exact,ngram; the others take much of MATH for its test set)",
+    )  # fmt: skip
     made.add_argument("--no-symbolic", action="store_true", help="compare answers without math-verify")
 
 
@@ -124,7 +128,7 @@ def _synthesize(options: argparse.Namespace) -> int:
             Path(options.out),
             settings,
             gate=gate,
-            gate_name=options.against or "",
+            gate_name=f"{options.against}: {options.rules}" if gate else "",
             refused=refused,
             verifier=verifier,
             progress=bar.update,
@@ -212,9 +216,13 @@ def _gate(options: argparse.Namespace) -> Gate | None:
     from .contamination.index import make_reference
     from .contamination.rules import RULES
     from .contamination.scanner import Scanner
+    from .errors import DataError
 
+    rules = tuple(rule for rule in RULES if rule in options.rules.split(","))
+    if len(rules) < len(options.rules.split(",")):
+        raise DataError(f"'{options.rules}' are not all rules", allowed=", ".join(RULES))
     folder = Path(options.data_dir)
-    scanner = Scanner(make_reference(load_items(parse_benchmarks(options.against, folder), folder)), RULES)
+    scanner = Scanner(make_reference(load_items(parse_benchmarks(options.against, folder), folder)), rules)
 
     def hit(text: str) -> str | None:
         found = scanner.leaks_in_texts([("text", text)])

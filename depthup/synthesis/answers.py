@@ -70,6 +70,7 @@ def extract_answer(text: str) -> tuple[str, str] | None:
         return (answer, "stated") if answer else None
     inside = boxed(text)
     if inside is not None or "\\boxed" in text:
+        inside = _tidy(inside or "")
         return (inside, "boxed") if inside else None
     _, mark, marked = text.rpartition("####")
     if mark:

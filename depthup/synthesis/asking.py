@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -143,7 +144,8 @@ class FactoryAsker:
     def _text(self, ask: Ask) -> str:
         sample = ask.sampling.sample
         if ask.step == "rephrase":
-            return rephrase(ask.question, zlib.crc32(ask.seed.id.encode()) + 5 * sample)
+            text = rephrase(ask.question, zlib.crc32(ask.seed.id.encode()) + 5 * sample)
+            return re.sub(r"\n\s*\n", "\n", text)  # one paragraph, as the prompt asks
         if ask.step == "statement":
             if ask.question.endswith("?"):
                 return f'The answer to the question "{ask.question}" is {ask.answer}.'

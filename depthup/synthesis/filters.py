@@ -15,7 +15,8 @@ _FIGURE = re.compile(
     r"|(?<![\d/.])(?P<top>\d+)\s*/\s*(?P<bottom>\d+)(?![\d/]|\.\d)"
     r"|(?P<number>\d{1,3}(?:,\d{3})+(?![\d,])|\d*\.\d+|\d+)"
 )
-_WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*")
+_WORD = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*|[^\sA-Za-z]")
+_LARGE = frozenset({"hundred", "thousand", "million", "billion"})
 # Words that may stand for a number: a question must not be refused for saying half instead of 1/2, nor for a pronoun.
 _PERHAPS = {
     "one": Fraction(1), "zero": Fraction(0), "half": Fraction(1, 2), "halves": Fraction(1, 2), "third": Fraction(1, 3),
@@ -38,19 +39,28 @@ def numbers_in(text: str) -> tuple[frozenset[Fraction], frozenset[Fraction]]:
             sure.update((Fraction(int(above[:400])), Fraction(0)))
         else:
             sure.add(Fraction(found["number"].replace(",", "")[:400]))
-    perhaps, run = set[Fraction](), list[str]()
+    perhaps = set[Fraction]()
+    run: list[str] = []
     for word in [*_WORD.findall(re.sub(r"\\[A-Za-z]+", " ", text).lower()), ""]:
         parts = word.split("-")
-        if word in NUMBER_WORDS or (len(parts) > 1 and all(part in NUMBER_WORDS for part in parts)):
-            run.append(word)
+        if all(part in NUMBER_WORDS for part in parts) and (not run or _goes_on(run[-1], parts[0])):
+            run += parts
             continue
-        if run:
-            value = in_words(" ".join(run))
-            if value is not None:
-                (perhaps if run in (["one"], ["zero"]) else sure).add(value)
-            run = []
+        if word == "and" and run and run[-1] in _LARGE:
+            continue
+        value = in_words(" ".join(run))
+        if value is not None:
+            (perhaps if run in (["one"], ["zero"]) else sure).add(value)
+        run = parts if all(part in NUMBER_WORDS for part in parts) else []
         perhaps.update(_PERHAPS[part] for part in parts if part in _PERHAPS)
     return frozenset(sure), frozenset(perhaps)
+
+
+def _goes_on(word: str, following: str) -> bool:
+    """Whether two neighbouring words are of one number: ``twenty five``, ``two hundred``, ``hundred six``."""
+    if following in _LARGE or word in _LARGE:
+        return True
+    return word.endswith("ty") and following in NUMBER_WORDS and not following.endswith(("ty", "teen"))
 
 
 def changed_numbers(seed: str, rewritten: str) -> tuple[frozenset[Fraction], frozenset[Fraction]]:

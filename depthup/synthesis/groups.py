@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import shown
 from .answers import extract_answer, normalise, text_form
 from .asking import Ask, Asker, Reply, sampling_of
 from .filters import changed_numbers, is_echo
@@ -273,7 +274,8 @@ def _voted(
         if answer is None or verdict is None:
             reason = "cut off" if reply.cut else "no answer"
         elif not verdict.equal:
-            reason, detail = "wrong answer", f"{verdict.answer} instead of {verdict.gold} ({verdict.method})"
+            reason = "wrong answer"
+            detail = f"{shown(verdict.answer)} instead of {shown(verdict.gold)} ({verdict.method})"
         elif question.kind != "answer" and (share < settings.min_agreement or not votes["majority"]):
             reason, detail = "low agreement", f"{num_agreeing} of {num_samples} solutions reach {question.gold}"
         yield Outcome(question, question.text, response, reason, detail, reply, ask, verdict, votes)

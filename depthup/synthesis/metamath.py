@@ -37,7 +37,7 @@ _MASKABLE = re.compile(
     r"(?P<before>(?:[\"'(]|\\?\$)*)(?P<number>\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?|\.\d+|[A-Za-z]+)"
     r"(?P<after>(?:\\?%|\$|[.,?!;)\"'])*)"
 )
-_SENTENCE_END = re.compile(r"(?<=[.?!])(?<!\d\.)\s+(?=[A-Z$\\\"(0-9])")
+_SENTENCE_END = re.compile(r"(?<=[.?!])\s+(?=[A-Z$\\\"(0-9])")
 _COMMAND_BEFORE = re.compile(r"\\[A-Za-z]+\s*$")  # of \frac 13, 13 is two numbers
 
 

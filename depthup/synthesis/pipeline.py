@@ -139,7 +139,7 @@ class _Selection:
         self, seeds: Sequence[Seed], settings: Settings, gate: Gate | None, asker: Asker, store: Store
     ) -> None:
         self._settings, self._gate, self._asker = settings, gate, asker
-        self._near = NearDuplicates(settings.near_duplicate)
+        self._near, self._hits = NearDuplicates(settings.near_duplicate), dict[str, str]()
         for seed in seeds:
             self._near.add(f"seed {seed.id}", seed.question)
         self._statistics: dict[str, Any] = json.loads(json.dumps(store.manifest["statistics"])) or {
@@ -212,7 +212,12 @@ class _Selection:
         known = known_set(outcome.prompt) if outcome.question.kind != "answer" else ""
         if known.endswith("test"):
             return known
-        return (self._gate(f"{outcome.prompt}\n{outcome.response}") if self._gate else None) or ""
+        if self._gate is None:
+            return ""
+        seed = outcome.question.seed
+        if seed.id not in self._hits:  # what is made of a test item is one, however it is masked
+            self._hits[seed.id] = self._gate(seed.question) or ""
+        return self._hits[seed.id] or self._gate(outcome.prompt) or self._gate(outcome.response) or ""
 
     def _tally(self, outcome: Outcome) -> None:
         kind, verdict, votes = outcome.question.kind, outcome.verdict, outcome.votes

@@ -171,8 +171,10 @@ def _seed_of(row: Any, place: str, licence: str | None) -> Seed | str:
         return "its answer states no final answer (The answer is, \\boxed{} or ####)"
     gsm8k = "####" in solution
     source = str(row.get("source") or ("MATH train" if is_math else "GSM8K train" if gsm8k else place.split(":")[0]))
-    known = "MIT" if is_math or gsm8k else "unknown"
-    return Seed(identity, question, solution, found[0], source, str(row.get("licence") or licence or known))
+    known = "MIT" if is_math or gsm8k else ""
+    return Seed(
+        identity, question, solution, found[0], source, str(row.get("licence") or known or licence or "unknown")
+    )
 
 
 def _rows(path: Path) -> Iterator[Any]:
