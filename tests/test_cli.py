@@ -16,7 +16,26 @@ import pytest
 from depthup.cli import main, make_parser
 
 REPOSITORY = Path(__file__).parents[1]
-VERBS = ["upscale", "layers", "check", "import", "generate", "run", "status", "report"]
+VERBS = [
+    "upscale",
+    "layers",
+    "check",
+    "import",
+    "generate",
+    "merge",
+    "plan",
+    "run",
+    "status",
+    "report",
+    "evaluate",
+    "compare",
+    "preview",
+    "rates",
+    "synthesize",
+    "decontaminate",
+    "audit",
+    "membership",
+]
 
 
 def test_help_answers_at_once() -> None:

@@ -161,7 +161,7 @@ def write_merge(plan: Merge, folder: Path, progress: Progress | None = None) -> 
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Several threads write files; torch's own beside them, which wait for one another in small sums, cost ten times."""
+    """Several threads write files; those of torch beside them wait for one another in each small sum."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
