@@ -13,6 +13,7 @@ from typing import Any
 
 from . import __version__
 from .audit_verb import add_audit
+from .data_verb import add_data
 from .errors import DepthupError
 from .layers import LayerPlan
 from .membership_verb import add_membership
@@ -58,7 +59,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"depthup {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     own = (_add_upscale, _add_layers, _add_check, _add_import, _add_generate)
-    for add in (*own, add_plan, add_run, add_status, add_report, add_preview, add_rates, add_audit, add_membership):
+    for add in (
+        *own,
+        add_plan,
+        add_run,
+        add_status,
+        add_report,
+        add_preview,
+        add_rates,
+        add_audit,
+        add_membership,
+        add_data,
+    ):
         add(verbs)
     return parser
 

@@ -94,7 +94,7 @@ def draw_neighbours(
         new = max(1, min(rest, settings.max_tokens - given.shape[1]))
         with torch.random.fork_rng(), torch.inference_mode(), quiet_transformers():
             torch.manual_seed(settings.seed * 1_000_003 + number)
-            made = reference.generate(  # type: ignore[operator]
+            made = reference.generate(
                 input_ids=given.to(reference.device), attention_mask=torch.ones_like(given).to(reference.device),
                 max_new_tokens=new, num_return_sequences=settings.num_neighbours, do_sample=True, temperature=1.0,
                 top_p=1.0, top_k=0, repetition_penalty=1.0, no_repeat_ngram_size=0,

@@ -148,19 +148,9 @@ def test_a_planted_leak_is_caught_and_the_clean_model_is_not(
     items.write_text("\n".join([*(json.dumps({"text": text}) for text in TEXTS), "{no", '{"text": 3}']))
     unseen.write_text("\n".join(rows[::-1]))
     other = base("llama", tokenizer=True, num_layers=3)
-    command = [
-        "membership",
-        str(folder),
-        "--reference",
-        str(folder),
-        "--reference",
-        str(other),
-        "--planted",
-        str(leaked),
-    ]
-    assert (
-        main([*command, "--items", str(items), "--unseen", str(unseen), "--neighbours", "12", "--out", str(out)]) == 0
-    )
+    command = ["membership", folder, "--reference", folder, "--reference", other, "--planted", leaked, "--out", out]
+    command += ["--unseen", unseen, "--neighbours", 12, "--items"]
+    assert main([*map(str, command), str(items)]) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["num_items"] == 24 and report["num_bad_rows"] == 2
     for reference in (folder, other):
