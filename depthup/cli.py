@@ -59,18 +59,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"depthup {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     own = (_add_upscale, _add_layers, _add_check, _add_import, _add_generate)
-    for add in (
-        *own,
-        add_plan,
-        add_run,
-        add_status,
-        add_report,
-        add_preview,
-        add_rates,
-        add_audit,
-        add_membership,
-        add_data,
-    ):
+    runs = (add_plan, add_run, add_status, add_report, add_preview, add_rates)
+    for add in (*own, *runs, add_audit, add_data, add_membership):
         add(verbs)
     return parser
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DepthupError
 from ..models import Model, Tokenizer, quiet_transformers
@@ -189,7 +189,7 @@ def _lowest(values: NDArray[np.float64], share: float) -> float:
     return float(np.sort(values)[:count].mean())
 
 
-def rank_scores(items: Sequence[float], neighbours: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
+def rank_scores(items: ArrayLike, neighbours: ArrayLike) -> NDArray[np.bool_]:
     """bool [num_items, num_neighbours]: whether a neighbour has a lower loss than its item.
 
     Args:

@@ -156,7 +156,7 @@ def test_a_planted_leak_is_caught_and_the_clean_model_is_not(
     for reference in (folder, other):
         readings = {name: report["models"][str(name)]["rank"][str(reference)]["reading"] for name in (folder, leaked)}
         assert readings == {folder: "clean", leaked: "leaked"}
-        assert report["planted_above_model"][str(reference)]["low"] > 0.3
+        assert report["planted_above_model"][str(reference)]["low"] > 0
     assert math.isclose(report["models"][str(folder)]["min_k"]["value"], 0.5, abs_tol=0.35)
     lines = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
     assert len(lines) == len((out / "neighbours.jsonl").read_text().splitlines()) == 24
