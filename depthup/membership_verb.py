@@ -59,7 +59,7 @@ def _membership(options: argparse.Namespace) -> None:
     device = resolve_device(options.device)
     items, bad = _texts(Path(options.items), options)
     unseen = _texts(Path(options.unseen), options)[0] if options.unseen else []
-    settings = Settings(num_neighbours=options.neighbours, seed=options.seed)
+    settings = Settings(num_neighbours=options.neighbours, max_tokens=options.max_tokens, seed=options.seed)
     names = list(dict.fromkeys([options.model, *([options.planted] if options.planted else [])]))
     references = list(dict.fromkeys(options.reference))
     with publishing(Path(options.out)) as folder:
