@@ -36,6 +36,7 @@ docs/membership.md tells what the figures mean, and what they do not.
     parser.add_argument("--unseen", metavar="FILE", help="items of the same kind that no model here saw, for Min-K%%")
     parser.add_argument("--num-items", type=_count, default=100, metavar="N", help="drawn from FILE (100)")
     parser.add_argument("--neighbours", type=_count, default=100, metavar="N", help="of each item (100)")
+    parser.add_argument("--max-tokens", type=_count, default=512, metavar="N", help="of a text that are read (512)")
     parser.add_argument(
         "--alarm", type=float, default=0.85, metavar="SHARE", help="result of a leak (0.85; SOLAR: 0.9)"
     )
