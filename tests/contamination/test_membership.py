@@ -85,6 +85,8 @@ def test_neighbours_are_seeded_and_begin_as_their_item(folder: Path) -> None:
         assert prefix_of(text, 0.4) == prefix and all(each.startswith(prefix) for each in drawn)
     with pytest.raises(DepthupError, match="1 words, too few"):
         prefix_of("alone", 0.4)
+    with pytest.raises(DepthupError, match="before its neighbours begin"):
+        draw_neighbours(model, tokenizer, TEXTS[:1], Settings(max_tokens=5))
 
 
 def test_a_result_is_the_share_of_low_scores() -> None:
