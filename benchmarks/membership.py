@@ -83,6 +83,8 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--neighbours", type=int, default=10)
+    parser.add_argument("--tested", type=int, default=12, help="of the items, the first by a seeded shuffle")
+    parser.add_argument("--max-tokens", type=int, default=64, help="of an item that are read")
     parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     copy, training = options.folder / "leaked", {}
@@ -96,6 +98,7 @@ def main() -> None:
     references = [word for reference in options.reference for word in ("--reference", str(reference))]
     command = ["-m", "depthup", "membership", str(options.model), *references, "--planted", str(copy),
                "--items", str(items), "--unseen", str(unseen), "--neighbours", str(options.neighbours),
+               "--num-items", str(options.tested), "--max-tokens", str(options.max_tokens),
                "--out", str(out)]  # fmt: skip
     begin = time.perf_counter()
     subprocess.run([sys.executable, *command], check=True)

@@ -14,6 +14,7 @@ from typing import Any
 from . import __version__
 from .audit_verb import add_audit
 from .compare_verb import add_compare
+from .data_verb import add_data
 from .decontaminate_verb import add_decontaminate
 from .errors import DepthupError
 from .evaluate_verb import add_evaluate
@@ -30,7 +31,7 @@ from .training_verbs import add_preview, add_rates
 
 _OTHERS = (
     add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
-    add_preview, add_rates, add_synthesize, add_decontaminate, add_audit, add_membership,
+    add_preview, add_rates, add_synthesize, add_decontaminate, add_audit, add_data, add_membership,
 )  # fmt: skip
 
 

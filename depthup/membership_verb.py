@@ -36,6 +36,7 @@ docs/membership.md tells what the figures mean, and what they do not.
     parser.add_argument("--unseen", metavar="FILE", help="items of the same kind that no model here saw, for Min-K%%")
     parser.add_argument("--num-items", type=_count, default=100, metavar="N", help="drawn from FILE (100)")
     parser.add_argument("--neighbours", type=_count, default=100, metavar="N", help="of each item (100)")
+    parser.add_argument("--max-tokens", type=_count, default=512, metavar="N", help="of a text that are read (512)")
     parser.add_argument(
         "--alarm", type=float, default=0.85, metavar="SHARE", help="result of a leak (0.85; SOLAR: 0.9)"
     )
@@ -59,7 +60,7 @@ def _membership(options: argparse.Namespace) -> None:
     device = resolve_device(options.device)
     items, bad = _texts(Path(options.items), options)
     unseen = _texts(Path(options.unseen), options)[0] if options.unseen else []
-    settings = Settings(num_neighbours=options.neighbours, seed=options.seed)
+    settings = Settings(num_neighbours=options.neighbours, max_tokens=options.max_tokens, seed=options.seed)
     names = list(dict.fromkeys([options.model, *([options.planted] if options.planted else [])]))
     references = list(dict.fromkeys(options.reference))
     with publishing(Path(options.out)) as folder:
@@ -98,52 +99,39 @@ def measured(
     """
     from dataclasses import asdict
 
-    from .contamination.membership import (
-        auc,
-        mean_loss,
-        min_k,
-        min_k_plus_plus,
-        rank_difference,
-        rank_result,
-        rank_scores,
-        reading,
-    )
+    import numpy as np
+
+    from .contamination import membership as test
 
     rows: list[dict[str, Any]] = [{"item": name, "models": {}} for name, _ in items]
     models: dict[str, Any] = {}
     lower: dict[tuple[str, str], Any] = {}
     for name in names:
-        of_items, of_unseen, of_neighbours = _statistics(
-            name, [[text for _, text in items], list(unseen), *([t for g in drawn for t in g] for drawn in
-             neighbours.values())], settings, device)  # fmt: skip
-        losses = [mean_loss(each) for each in of_items]
-        found: dict[str, Any] = {"mean_loss": sum(losses) / len(losses), "rank": {}}
-        for row, loss in zip(rows, losses, strict=True):
-            row["models"][name] = {"loss": loss, "score": {}}
-        for reference, flat in zip(neighbours, of_neighbours, strict=True):
-            width = settings.num_neighbours
-            grouped = [
-                [mean_loss(each) for each in flat[start : start + width]] for start in range(0, len(flat), width)
-            ]
-            ranks = lower[name, reference] = rank_scores(losses, grouped)
-            result = rank_result(ranks, settings.seed)
-            found["rank"][reference] = {**_figure(result), "reading": reading(result, alarm),
-                                        "mean_score": float(ranks.mean())}  # fmt: skip
-            for row, score in zip(rows, ranks.mean(axis=1).tolist(), strict=True):
-                row["models"][name]["score"][reference] = score
-        if unseen:
-            for key, measure in (("min_k", min_k), ("min_k_plus_plus", min_k_plus_plus)):
-                seen, others = (
-                    [measure(each, settings.min_k_share) for each in side] for side in (of_items, of_unseen)
-                )
-                found[key] = _figure(auc(seen, others, settings.seed))
-        models[name] = found
+        parts = [[text for _, text in items], list(unseen), *([text for group in drawn for text in group]
+                                                              for drawn in neighbours.values())]  # fmt: skip
+        of_items, of_unseen, *rest = _statistics(name, parts, settings, device)
+        losses = [test.mean_loss(each) for each in of_items]
+        models[name] = {"mean_loss": sum(losses) / len(losses), "rank": {}}
+        for reference, flat in zip(neighbours, rest, strict=True):
+            theirs = np.reshape([test.mean_loss(each) for each in flat], (len(items), settings.num_neighbours))
+            ranks = lower[name, reference] = test.rank_scores(losses, theirs)
+            result = test.rank_result(ranks, settings.seed)
+            models[name]["rank"][reference] = {**_figure(result), "reading": test.reading(result, alarm),
+                                               "mean_score": float(ranks.mean())}  # fmt: skip
+        for index, (row, loss) in enumerate(zip(rows, losses, strict=True)):
+            scores = {reference: float(lower[name, reference][index].mean()) for reference in neighbours}
+            row["models"][name] = {"loss": loss, "score": scores}
+        for key, measure in (("min_k", test.min_k), ("min_k_plus_plus", test.min_k_plus_plus)) if unseen else ():
+            values = [measure(each, settings.min_k_share) for each in [*of_items, *of_unseen]]
+            models[name][key] = _figure(test.auc(values[: len(items)], values[len(items) :], settings.seed))
     report: dict[str, Any] = {"settings": asdict(settings), "alarm": alarm, "num_items": len(items),
-                              "num_unseen": len(unseen), "model": names[0],
-                              "planted": names[1] if len(names) > 1 else None, "models": models}  # fmt: skip
+                              "num_unseen": len(unseen), "model": names[0], "models": models,
+                              "planted": names[1] if len(names) > 1 else None}  # fmt: skip
     if len(names) > 1:
         report["planted_above_model"] = {
-            reference: _figure(rank_difference(lower[names[1], reference], lower[names[0], reference], settings.seed))
+            reference: _figure(
+                test.rank_difference(lower[names[1], reference], lower[names[0], reference], settings.seed)
+            )
             for reference in neighbours
         }
     return report, rows
@@ -151,15 +139,14 @@ def measured(
 
 def _statistics(
     name: str, parts: Sequence[Sequence[str]], settings: Settings, device: str
-) -> tuple[list[TokenStatistics], list[TokenStatistics], list[list[TokenStatistics]]]:
-    """Of items, unseen texts, and the neighbours of each reference, under one model."""
+) -> list[list[TokenStatistics]]:
+    """Of each part's texts, under one model."""
     from .contamination.membership import token_statistics
     from .models import load_model, load_tokenizer
 
     model, tokenizer = load_model(name, device), load_tokenizer(name)
     with _bar(sum(map(len, parts)), f"read by {Path(name).name}") as advance:
-        found = [token_statistics(model, tokenizer, part, settings, advance) for part in parts]
-    return found[0], found[1], found[2:]
+        return [token_statistics(model, tokenizer, part, settings, advance) for part in parts]
 
 
 def _neighbours(name: str, texts: Sequence[str], settings: Settings, device: str) -> list[list[str]]:

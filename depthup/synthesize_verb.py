@@ -21,8 +21,18 @@ FACTORY = "factory"
 
 
 def add_synthesize(verbs: Any) -> None:
-    """`depthup synthesize`."""
-    parser = add_verb(verbs, "synthesize", _synthesize, "make verified math problems and solutions from seeds", """
+    """`depthup synthesize` and what it makes."""
+    from .synthesize_alignment_verb import add_alignment
+
+    summary = "make synthetic data: math problems with solutions, and preference pairs of them"
+    what = verbs.add_parser("synthesize", help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    kinds = what.add_subparsers(title="what is made", metavar="WHAT", required=True)
+    _add_math(kinds)
+    add_alignment(kinds)
+
+
+def _add_math(kinds: Any) -> None:
+    parser = add_verb(kinds, "math", _synthesize, "make verified math problems and solutions from seeds", """
 examples:
   depthup synthesize math --seeds math/train.jsonl.gz --backend http://localhost:8000/v1 --out synth
   depthup synthesize math --seeds math/train.jsonl.gz --backend local:checkpoint --out synth --max-seeds 100
@@ -35,7 +45,6 @@ Stopped, killed or out of budget, the same command goes on, asks nothing twice, 
 DIR receives rows-*.jsonl (prompt, response, lineage: SFT reads them), rejected.jsonl with reasons, failed.jsonl,
 manifest.json. docs/synthesis.md has the filters and what they cost.
 """)  # fmt: skip
-    parser.add_argument("what", choices=("math",), metavar="math", help="what is made: math problems")
     parser.add_argument(
         "--seeds", required=True, nargs="+", metavar="FILE",
         help="JSON lines with problem and solution, or question and answer; factory:N or reasoning-gym:N makes N",

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DepthupError
 from ..models import Model, Tokenizer, quiet_transformers
@@ -84,13 +84,19 @@ def draw_neighbours(
     of its place alone.
 
     Raises:
-        DepthupError: A text has too few words to be divided.
+        DepthupError: A text has too few words to be divided, or too many tokens to be read.
     """
     found = []
     for number, text in enumerate(texts):
         prefix = prefix_of(text, settings.prefix_share)
         rest = len(tokenizer(text[len(prefix) :], add_special_tokens=False)["input_ids"])
-        given = tokenizer(prefix, return_tensors="pt")["input_ids"][:, : settings.max_tokens]
+        given = tokenizer(prefix, return_tensors="pt")["input_ids"]
+        if given.shape[1] >= settings.max_tokens:  # all neighbours would be alike in what is read of them
+            raise DepthupError(
+                f"an item has {given.shape[1]} tokens before its neighbours begin: {text[:60]!r}",
+                allowed=f"fewer than {settings.max_tokens}",
+                next_step="raise --max-tokens, or take long items out",
+            )
         new = max(1, min(rest, settings.max_tokens - given.shape[1]))
         with torch.random.fork_rng(), torch.inference_mode(), quiet_transformers():
             torch.manual_seed(settings.seed * 1_000_003 + number)
@@ -189,7 +195,7 @@ def _lowest(values: NDArray[np.float64], share: float) -> float:
     return float(np.sort(values)[:count].mean())
 
 
-def rank_scores(items: Sequence[float], neighbours: Sequence[Sequence[float]]) -> NDArray[np.bool_]:
+def rank_scores(items: ArrayLike, neighbours: ArrayLike) -> NDArray[np.bool_]:
     """bool [num_items, num_neighbours]: whether a neighbour has a lower loss than its item.
 
     Args:

@@ -17,7 +17,8 @@ from typing import Any
 from ..errors import DataError, nearest, shown
 
 REPHRASED = "rephrase"  # the kind whose question is the seed's in other words
-_WRONG = "wrong answer"  # the reason of rows whose answer is not the gold one; no other rejected row is used
+# Rejected rows that pairs may be made of: the answer is not the gold one, or right but beyond what was to be kept.
+_USABLE = ("", "wrong answer", "quota")
 CALIPER = 0.1  # most difference of log length ratios that counter each other in matching, about ten per cent
 
 
@@ -117,7 +118,9 @@ def align(rows: Sequence[Solved], variant: str = "paper", *, seed: int = 0, matc
         left_out["length not matched"] += len(kept) - len(matched)
         kept = [kept[index] for index in matched]
     if not kept:
-        reasons = "; ".join(f"{reason}: {count}" for reason, count in left_out.most_common()) or "there is no row"
+        reasons = (
+            "; ".join(f"{reason}: {count}" for reason, count in left_out.most_common() if count) or "there is no row"
+        )
         raise DataError(f"the variant '{variant}' has no pair ({reasons})", allowed=VARIANTS[variant][0],
                         next_step="give rows that it can be made of, wrong answers included")  # fmt: skip
     return Alignment(tuple(kept), {reason: count for reason, count in left_out.items() if count})
@@ -265,7 +268,7 @@ VARIANTS: dict[str, tuple[str, _Maker]] = {
 def _by_question(rows: Sequence[Solved], left_out: Counter[str]) -> list[list[Solved]]:
     groups: dict[str, list[Solved]] = defaultdict(list)
     for row in rows:
-        if row.reason not in ("", _WRONG):  # contaminated, or near another question, for all that it is right
+        if row.reason not in _USABLE:  # contaminated, or near another question, for all that it is right
             left_out[f"rejected: {row.reason}"] += 1
         elif row.correct is None:
             left_out["answer not verified"] += 1

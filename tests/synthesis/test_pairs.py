@@ -175,7 +175,7 @@ def test_what_synthesis_rejected_is_not_used_again() -> None:
     """A contaminated row stays out, however right; a wrong answer is what ``checked`` is made of."""
     wrong = Solved("s", "Why?", "No.", "rephrase", False, reason="wrong answer")
     dirty = Solved("s", "Why?", "So it is.", "rephrase", True, reason="contaminated")
-    right = Solved("s", "Why?", "So.", "rephrase", True)
+    right = Solved("s", "Why?", "So.", "rephrase", True, reason="quota")
     made = align([wrong, dirty, right], "checked")
     assert [(each.chosen, each.rejected) for each in made.triplets] == [("So.", "No.")]
     assert made.left_out == {"rejected: contaminated": 1}
