@@ -25,8 +25,12 @@ def add_synthesize(verbs: Any) -> None:
     from .synthesize_alignment_verb import add_alignment
 
     summary = "make synthetic data: math problems with solutions, and preference pairs of them"
-    what = verbs.add_parser("synthesize", help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-    kinds = what.add_subparsers(title="what is made", metavar="WHAT", required=True)
+    parser = add_verb(verbs, "synthesize", _synthesize, summary, """
+examples:
+  depthup synthesize math --help
+  depthup synthesize alignment --help
+""")  # fmt: skip
+    kinds = parser.add_subparsers(title="what is made", metavar="WHAT", required=True)
     _add_math(kinds)
     add_alignment(kinds)
 
