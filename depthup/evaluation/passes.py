@@ -22,6 +22,7 @@ from .memory import Budget
 from .prefixes import Sequences, Stem, Tree
 from .tree_attention import Keys, Pass, make_layout
 
+_FULL_TOKENS = 256  # of a pass from which on a processor's linear layers go no faster
 _SOFTMAX_ELEMENTS = 1 << 26  # of logits that are normalised at once
 Launched = tuple[NDArray[np.int64], Tensor, Tensor]
 
@@ -146,16 +147,25 @@ def num_scored(sequences: Sequences, paths: Sequence[Path], tree: Tree) -> int:
 
 
 def batches(
-    trees: Sequence[Tree], budget: Callable[[], Budget], rows_of: Callable[[Tree], int]
+    trees: Sequence[Tree], budget: Callable[[], Budget], rows_of: Callable[[Tree], int], like: float = 0.0
 ) -> Iterator[list[Tree]]:
-    """Trees of like length in batches that keep the budget, the longest first; a tree beyond it comes alone."""
+    """Trees of like length in batches that keep the budget, the longest first; a tree beyond it comes alone.
+
+    Args:
+        trees: In any order.
+        budget: Of the next batch.
+        rows_of: Rows of logits that a tree asks for.
+        like: Share of the longest tree's tokens that the others of a batch have at least, once the batch has
+            :data:`_FULL_TOKENS`: attention pads to the longest.
+    """
     batch: list[Tree] = []
     tokens = logits = 0
     for tree in sorted(trees, key=lambda tree: (-tree.num_tokens, tree.first)):
         limit = budget()
         tokens, logits = tokens + tree.num_tokens, logits + rows_of(tree)
         keys = tokens + (len(batch) + 1) * tree.depth
-        if batch and (tokens > limit.tokens or logits > limit.logits or keys > limit.keys):
+        unlike = tokens - tree.num_tokens >= _FULL_TOKENS and tree.num_tokens < like * batch[0].num_tokens
+        if batch and (unlike or tokens > limit.tokens or logits > limit.logits or keys > limit.keys):
             yield batch
             batch, tokens, logits = [], tree.num_tokens, rows_of(tree)
         batch.append(tree)

@@ -22,6 +22,7 @@ from .tree_attention import Keys, tree_attention
 
 Scored = Callable[[int, float, bool], None]  # index of a path, its log-likelihood in nats, all tokens the likeliest
 _PROVED_TOKENS = 64
+_LIKE_ON_CPU = 0.75  # of the longest tree of a batch: a processor feels what attention pads, an accelerator more passes
 
 
 class Tally:
@@ -123,7 +124,8 @@ class Walker:
         self, trees: Sequence[Tree], run: Callable[[Sequence[Tree]], None], sequences: Sequences,
         paths: Sequence[Path], bar: tqdm,
     ) -> None:  # fmt: skip
-        for batch in batches(trees, lambda: self._budget, lambda tree: num_scored(sequences, paths, tree)):
+        like = _LIKE_ON_CPU if self._runner.device.type == "cpu" else 0.0
+        for batch in batches(trees, lambda: self._budget, lambda tree: num_scored(sequences, paths, tree), like):
             self._fitting(run, batch)
             bar.update(sum(tree.num_tokens for tree in batch))
 
