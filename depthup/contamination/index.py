@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from .benchmarks import MATH, Item
-from .text import MASK, MULTIPLIER_1, MULTIPLIER_2, NUMBER, Vocabulary, compiled, make_vocabulary, words_of
+from .text import MASK, NUMBER, Vocabulary, compiled, make_vocabulary, words_of
 
 SEED = 5  # words of a seed; Ai2's decon samples 5-grams too
 MAX_WORDS = 256  # of a question: of a longer one, the end, where the question stands, not the passage before it
 _COMMON = 16  # a 5-gram of more items than that is no seed, unless an item has no other
 _KEPT = 2  # the rarest 5-grams of an item are seeds in any case
 _MAX_VOTERS = 256  # a word of more items than that casts no vote
+_FACTORS = (982451653, 674506111, 573259391, 899809343, 756065179)  # of the words of a seed: primes below 2**30
 
 _SPELLED = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
@@ -139,10 +140,8 @@ def _seeds(words: np.ndarray, start: np.ndarray, owner: np.ndarray) -> tuple[np.
     """The seeds of all items: bits, slots, where each stands, and its items."""
     at = np.arange(max(len(words) - SEED + 1, 0))
     at = at[at + SEED <= start[owner[at] + 1]]
-    first, second = np.full(len(at), 17, np.int64), np.full(len(at), 29, np.int64)
-    for k in range(SEED):
-        first, second = fold(first, words[at + k], MULTIPLIER_1), fold(second, words[at + k], MULTIPLIER_2)
-    _, where, gram = np.unique((first & MASK) << 31 | (second & MASK), return_index=True, return_inverse=True)
+    values = sum((words[at + k].astype(np.int64) + 1) * _FACTORS[k] for k in range(SEED))
+    _, where, gram = np.unique(values, return_index=True, return_inverse=True)
     pairs = np.unique(gram.astype(np.int64) << 32 | owner[at])
     grams, items = pairs >> 32, pairs & 0xFFFFFFFF
     df = np.bincount(grams, minlength=len(where))
@@ -154,25 +153,27 @@ def _seeds(words: np.ndarray, start: np.ndarray, owner: np.ndarray) -> tuple[np.
     kept, gram_number = np.unique(grams[keep], return_inverse=True)
     seed_start, seed_items = _grouped(gram_number, items[keep], len(kept))
     seed_at = at[where[kept]] if len(kept) else np.zeros(0, np.int64)
-    hashes = first[where[kept]] if len(kept) else np.zeros(0, np.int64)
     bits = np.zeros(1 << 22, np.uint8)  # 4 MB
     slots = np.full(1 << max(10, (2 * len(kept)).bit_length()), -1, np.int32)
-    _fill_slots(hashes & MASK, bits, slots)
+    _fill_slots(words, seed_at, bits, slots)
     return bits, slots, seed_at, seed_start, seed_items
 
 
-def fold(value: np.ndarray, word: np.ndarray, multiplier: int) -> np.ndarray:
-    """One step of the hash of a 5-gram."""
-    value = value * multiplier + (word + 1)
-    return (value & MASK) + (value >> 31)
+@compiled
+def seed_hash(ids: np.ndarray, at: int) -> int:
+    """31 bits of the words of a seed; no step waits for another, and none passes 2**62."""
+    value = 0
+    for k in range(SEED):
+        value += (int(ids[at + k]) + 1) * _FACTORS[k]
+    return (value ^ (value >> 27)) & MASK
 
 
 @compiled
-def _fill_slots(hashes: np.ndarray, bits: np.ndarray, slots: np.ndarray) -> None:
+def _fill_slots(words: np.ndarray, seed_at: np.ndarray, bits: np.ndarray, slots: np.ndarray) -> None:
     last, last_bit = len(slots) - 1, 8 * len(bits) - 1
-    for k in range(len(hashes)):
-        value = int(hashes[k])
-        bit = (value ^ (value >> 9)) & last_bit
+    for k in range(len(seed_at)):
+        value = seed_hash(words, seed_at[k])
+        bit = value & last_bit
         bits[bit >> 3] = int(bits[bit >> 3]) | (1 << (bit & 7))
         slot = value & last
         while slots[slot] != -1:

@@ -87,7 +87,7 @@ class Scanner:
     def __init__(self, reference: Reference, rules: Sequence[Rule], against: Sequence[str] = ()) -> None:
         self._reference = reference
         self._rules = frozenset(rules)
-        self._scratch = make_scratch(reference.index)
+        self._scratch = make_scratch(reference.index, NEED)
         self._hits = np.zeros((_MAX_HITS, FIELDS))
         self._lengths = np.diff(reference.index.start)
         self._benchmarks = frozenset(against) or frozenset(item.benchmark for item in reference.items)
@@ -127,8 +127,7 @@ class Scanner:
         count = split_words(np.frombuffer(data, np.uint8), BYTE_CLASSES, words)
         look_up(words, count, vocabulary, self._plain, self._masked)
         count = drop_labels(words, count, self._plain, self._masked, index.label_ids)
-        number = scan(words, count, self._plain, self._masked, index, vocabulary.is_number, self._scratch, NEED,
-                      self._hits)  # fmt: skip
+        number = scan(words, count, self._plain, self._masked, index, vocabulary.is_number, self._scratch, self._hits)
         best: dict[int, tuple[float, Leak]] = {}
         for row in self._hits[: min(number, _MAX_HITS)].tolist():
             hit = Hit(int(row[0]), int(row[1]), int(row[2]), row[3], row[4], int(row[5]), row[6], row[7],
