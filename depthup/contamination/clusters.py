@@ -30,7 +30,8 @@ class Scratch(NamedTuple):
         missing: What an item's votes in this chunk still lack to make it a candidate, float32[N].
         missing_at_first: The same before the first vote, float32[N].
         item_seen, word_seen: In which chunk an item was a candidate, a word cast its votes: int64[N], int64[V].
-        mark, inside: Whether a word belongs to the question, how often it is in the window: int64[V] each.
+        mark, inside: Whether a word belongs to the question, how often it is in the window: int64[V + 1], int64[V].
+        places: Where words of the question stand in a chunk, int32.
         candidates: int32[N].
         stamp: Running numbers: of the chunk, of the mark: int64[2].
     """
@@ -41,6 +42,7 @@ class Scratch(NamedTuple):
     word_seen: np.ndarray
     mark: np.ndarray
     inside: np.ndarray
+    places: np.ndarray
     candidates: np.ndarray
     stamp: np.ndarray
 
@@ -55,8 +57,8 @@ def make_scratch(index: Index, need: float) -> Scratch:
     items, words = len(index.total), len(index.weight)
     missing = np.maximum(index.total * need * (1 - 1e-5), 1e-6).astype(np.float32)  # rounding loses no candidate
     return Scratch(
-        missing.copy(), missing, np.zeros(items, np.int64), np.zeros(words, np.int64), np.zeros(words, np.int64),
-        np.zeros(words, np.int64), np.zeros(items, np.int32), np.zeros(2, np.int64),
+        missing.copy(), missing, np.zeros(items, np.int64), np.zeros(words, np.int64), np.zeros(words + 1, np.int64),
+        np.zeros(words, np.int64), np.zeros(CHUNK + 1, np.int32), np.zeros(items, np.int32), np.zeros(2, np.int64),
     )  # fmt: skip
 
 
@@ -170,21 +172,26 @@ def _best_window(
     for k in range(len(question)):
         scratch.mark[question[k]] = mark
         scratch.inside[question[k]] = 0
+    places, count = scratch.places, 0
+    for j in range(low, high):  # without a branch: which words are of the question cannot be foreseen
+        places[count] = j
+        count += 1 if scratch.mark[ids[j]] == mark else 0  # UNKNOWN is -1, the last place: no word's
     length = len(question) + max(4, len(question) // 4)
-    held, best, best_at = 0.0, 0.0, low
-    for j in range(low, high):
-        word = int(ids[j])
-        if word != UNKNOWN and scratch.mark[word] == mark:
-            if scratch.inside[word] == 0:
-                held += index.weight[word]
-            scratch.inside[word] += 1
-            if held > best + 1e-9:
-                best, best_at = held, max(low, j - length + 1)
-        leaving = int(ids[j - length + 1]) if j - length + 1 >= low else UNKNOWN
-        if leaving != UNKNOWN and scratch.mark[leaving] == mark:
+    held, best, best_at, oldest = 0.0, 0.0, low, 0
+    for k in range(count):
+        j = int(places[k])
+        while places[oldest] <= j - length:
+            leaving = ids[places[oldest]]
             scratch.inside[leaving] -= 1
             if scratch.inside[leaving] == 0:
                 held -= index.weight[leaving]
+            oldest += 1
+        word = ids[j]
+        if scratch.inside[word] == 0:
+            held += index.weight[word]
+        scratch.inside[word] += 1
+        if held > best + 1e-9:
+            best, best_at = held, max(low, j - length + 1)
     return best, best_at
 
 
