@@ -31,7 +31,7 @@ from .rules import RULES, Rule
 from .scanner import Leak, Scanner
 from .tally import Tally
 
-_VERSION = 1  # of what the rules find
+_VERSION = 2  # of what the rules find, and of the blocks
 _SECONDS = 5.0  # between states
 
 
@@ -204,15 +204,17 @@ class _State:
     def write(self, block: Block, leaks: Sequence[Sequence[Leak]]) -> None:
         """Append the rows of the next block."""
         kept, flagged = [], []
+        self.tally.rows[block.file] += len(block.rows)
         for number, row, found in zip(block.numbers, block.rows, leaks, strict=True):
-            self.tally.add_row(block.file, found)
             if found:
+                self.tally.add_flagged(block.file, found)
                 head = {"file": block.file, "number": number, "leaks": [leak.to_json() for leak in found]}
                 text = json.dumps(head).encode()
                 flagged.append(text[:-1] + b', "row": ' + row + b"}\n")
             else:
-                kept.append(row + b"\n")
-        self._files["kept.jsonl"].write(b"".join(kept))
+                kept.append(row)
+        kept.append(b"")
+        self._files["kept.jsonl"].write(b"\n".join(kept))
         self._files["flagged.jsonl"].write(b"".join(flagged))
         self.num_blocks += 1
         if time.monotonic() - self._saved_at > _SECONDS:

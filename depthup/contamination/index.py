@@ -100,7 +100,7 @@ def make_reference(items: Sequence[Item]) -> Reference:
     owner = np.repeat(np.arange(len(items)), np.diff(start))
     hidden = (is_math[owner] == 1) & (vocabulary.is_number[plain] == 1)
     words = np.where(hidden, NUMBER, plain).astype(np.int32)
-    pairs = np.unique(owner.astype(np.int64) << 32 | words)
+    pairs = _distinct(owner.astype(np.int64) << 32 | words)
     distinct, owners = pairs & 0xFFFFFFFF, pairs >> 32
     df = np.bincount(distinct, minlength=len(vocabulary.is_number))
     weight = np.log((len(items) + 1) / np.maximum(df, 1))
@@ -129,6 +129,12 @@ def _starts(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
 
 
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """The different values, sorted (``np.unique`` hashes them first, which takes far longer for such pairs)."""
+    values = np.sort(values)
+    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
+
+
 def _grouped(keys: np.ndarray, values: np.ndarray, num_keys: int) -> tuple[np.ndarray, np.ndarray]:
     """(start, values): the values of key k are ``values[start[k]:start[k + 1]]``."""
     order = np.argsort(keys, kind="stable")
@@ -142,7 +148,7 @@ def _seeds(words: np.ndarray, start: np.ndarray, owner: np.ndarray) -> tuple[np.
     at = at[at + SEED <= start[owner[at] + 1]]
     values = sum((words[at + k].astype(np.int64) + 1) * _FACTORS[k] for k in range(SEED))
     _, where, gram = np.unique(values, return_index=True, return_inverse=True)
-    pairs = np.unique(gram.astype(np.int64) << 32 | owner[at])
+    pairs = _distinct(gram.astype(np.int64) << 32 | owner[at])
     grams, items = pairs >> 32, pairs & 0xFFFFFFFF
     df = np.bincount(grams, minlength=len(where))
     order = np.lexsort((df[grams], items))  # the grams of each item, rarest first

@@ -125,6 +125,8 @@ def test_without_numba_the_same_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
             (
                 "_find_seed",
                 "_add_candidates",
+                "_by_seeds",
+                "_longest_of_its_words",
                 "_by_votes",
                 "_may_be_there",
                 "_best_window",
@@ -133,7 +135,7 @@ def test_without_numba_the_same_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
                 "_score",
             ),
         ),
-        (index, ("_fill_slots",)),
+        (index, ("_fill_slots", "seed_hash")),
         (scanner, ("split_words", "look_up", "drop_labels", "scan")),
     ):
         for name in names:
