@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Rule = Literal["name", "exact", "cluster", "ngram", "numbers", "rephrased"]
-RULES: tuple[Rule, ...] = ("name", "exact", "cluster", "ngram", "numbers", "rephrased")
+Rule = Literal["name", "exact", "cluster", "ngram", "numbers", "rephrased", "copy"]
+RULES: tuple[Rule, ...] = ("name", "exact", "cluster", "ngram", "numbers", "rephrased", "copy")
 
 _SHORT, LONG = 8, 20  # words of a question
 _NEEDED_SHORT, _NEEDED_LONG = 0.95, 0.7  # share in order at these lengths, in between on a line
@@ -23,7 +23,7 @@ class Hit:
     """How much of a test item stands in a text.
 
     Attributes:
-        item: Number of the item.
+        text: Number of the text of the index: a question, or a long answer or passage.
         begin, end: Its words in the text, half-open.
         bag: Share of the question's words, in any order, weighted.
         order: The same in the question's order.
@@ -34,7 +34,7 @@ class Hit:
         num_numbers, num_found: Numbers of a math question, and how many of them are there.
     """
 
-    item: int
+    text: int
     begin: int
     end: int
     bag: float
@@ -80,3 +80,8 @@ def _is_cluster(hit: Hit, num_words: int, answered: bool) -> bool:
     if num_words < _SHORT:
         return answered and hit.order >= _NEEDED_SHORT - _WITH_ANSWER
     return hit.order >= needed(num_words) - (_WITH_ANSWER if answered else 0.0)
+
+
+def rule_of_long_text(hit: Hit, num_words: int) -> Rule | None:
+    """``copy`` where a long answer or passage stands there by the rules of a question; None where it does not."""
+    return "copy" if rule_of(hit, num_words) in ("exact", "cluster", "ngram") else None
