@@ -29,9 +29,10 @@ from measuring import REPOSITORY, machine, measure, output_of, say
 
 sys.path.insert(0, str(REPOSITORY))
 from depthup.contamination.benchmarks import SUITES, Item, load_items
-from depthup.contamination.index import make_reference
+from depthup.contamination.index import LONG_TEXT, make_reference
 from depthup.contamination.rules import RULES
 from depthup.contamination.scanner import Scanner
+from depthup.contamination.text import words_of
 
 EXAMPLES = """examples:
   python benchmarks/contamination.py --data-dir ../shared/data --documents 3000 --planted 100      a first look
@@ -110,8 +111,8 @@ def rows_of(path: Path) -> Iterator[Any]:
 
 
 def held_out(data_dir: Path) -> Iterator[tuple[str, Any]]:
-    """(source, row) of real text and instructions that no threshold was chosen on, and that are of no test set."""
-    for name in ("pretrain/wikitext2_*.txt.gz", "instruct/*", "flan/flan_cot.jsonl.gz", "preference/*"):
+    """(source, row) of real text and instructions that no threshold was chosen on (alpaca_en_demo was looked at)."""
+    for name in ("pretrain/wikitext2_*.txt.gz", "instruct/[!a]*", "flan/flan_cot.jsonl.gz", "preference/*"):
         for path in sorted(data_dir.glob(name)):
             for row in rows_of(path):
                 if row.get("task") != "cot_gsm8k":  # GSM8K train, counted by itself
@@ -272,7 +273,7 @@ def benchmark(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     draw.shuffle(texts)
     texts = texts[: options.documents]
     chosen = draw.sample(items, options.planted)
-    long = draw.sample([item for item in items if len(item.answer.split()) >= 60], options.planted // 5)
+    long = draw.sample([item for item in items if words_of(item.answer)[1] >= LONG_TEXT], options.planted // 5)
     # The peers are told of the planted items alone: spaCy takes minutes for all; a hash table is as quick when larger.
     write_lines(work / "items.jsonl", ({"question": item.question, "answer": item.answer} for item in chosen))
     few, clean = work / "few.jsonl", work / "clean.jsonl"

@@ -17,7 +17,7 @@ from depthup.contamination.clusters import scan
 from depthup.contamination.index import make_reference
 from depthup.contamination.rules import RULES
 from depthup.contamination.scanner import Scanner, texts_of
-from depthup.contamination.text import python_of
+from depthup.contamination.text import python_of, words_of
 
 FILLER = "The committee met in the old library on a rainy evening and spoke of harbours, lamps and railway timetables."
 ITEMS = (
@@ -205,7 +205,7 @@ def test_near_copies_of_long_answers_are_found_inside_longer_rows(
     """MinHash of whole rows cannot: the row is mostly another text."""
     items, which = real(shared_data("."))
     draw, rules = random.Random(1), Counter[str]()
-    for item in [item for item in items if len(item.answer.split()) >= 60][::5]:
+    for item in [item for item in items if words_of(item.answer)[1] >= index.LONG_TEXT][::5]:
         text = near_copy(item.answer, draw)
         if is_near(item.answer, text):
             leaks = which.leaks_in_texts([("text", f"{FILLER * 20} {text} {FILLER * 20}")])
