@@ -142,7 +142,8 @@ def merge_shards(out: Path) -> dict[str, Any]:
                     with open(folder / name, "rb") as source:
                         while piece := source.read(1 << 20):
                             target.write(piece)
-        lines = [json.loads(line) for line in (folders[0] / "items.jsonl").read_text().splitlines()]
+        with open(folders[0] / "items.jsonl", encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
         items = [Item(line["benchmark"], line["item"], "", "") for line in lines]
         short = {name: table["items_too_short_to_find"] for name, table in reports[0]["benchmarks"].items()}
         unsearchable = [Item(name, "", "", "") for name, count in short.items() for _ in range(count)]
