@@ -31,7 +31,7 @@ from .rules import RULES, Rule
 from .scanner import Leak, Scanner
 from .tally import Tally
 
-_VERSION = 1  # of what the rules find
+_VERSION = 2  # of what the rules find, and of the blocks
 _SECONDS = 5.0  # between states
 
 
@@ -142,7 +142,8 @@ def merge_shards(out: Path) -> dict[str, Any]:
                     with open(folder / name, "rb") as source:
                         while piece := source.read(1 << 20):
                             target.write(piece)
-        lines = [json.loads(line) for line in (folders[0] / "items.jsonl").read_text().splitlines()]
+        with open(folders[0] / "items.jsonl", encoding="utf-8") as file:
+            lines = [json.loads(line) for line in file]
         items = [Item(line["benchmark"], line["item"], "", "") for line in lines]
         short = {name: table["items_too_short_to_find"] for name, table in reports[0]["benchmarks"].items()}
         unsearchable = [Item(name, "", "", "") for name, count in short.items() for _ in range(count)]
@@ -204,15 +205,17 @@ class _State:
     def write(self, block: Block, leaks: Sequence[Sequence[Leak]]) -> None:
         """Append the rows of the next block."""
         kept, flagged = [], []
+        self.tally.rows[block.file] += len(block.rows)
         for number, row, found in zip(block.numbers, block.rows, leaks, strict=True):
-            self.tally.add_row(block.file, found)
             if found:
+                self.tally.add_flagged(block.file, found)
                 head = {"file": block.file, "number": number, "leaks": [leak.to_json() for leak in found]}
                 text = json.dumps(head).encode()
                 flagged.append(text[:-1] + b', "row": ' + row + b"}\n")
             else:
-                kept.append(row + b"\n")
-        self._files["kept.jsonl"].write(b"".join(kept))
+                kept.append(row)
+        kept.append(b"")
+        self._files["kept.jsonl"].write(b"\n".join(kept))
         self._files["flagged.jsonl"].write(b"".join(flagged))
         self.num_blocks += 1
         if time.monotonic() - self._saved_at > _SECONDS:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .index import MAX_WORDS, SEED, Index
-from .text import MASK, MULTIPLIER_1, NUMBER, UNKNOWN, Words, compiled
+from .index import MAX_WORDS, SEED, Index, seed_hash
+from .rules import BAG, LONG, RUN
+from .text import NUMBER, UNKNOWN, Words, compiled
 
 CHUNK, STRIDE = 1024, 640  # words looked at together; chunks overlap by more than the longest window
 NEAR = 96  # words around the question in which its answer is looked for: its choices may stand between
@@ -26,28 +27,38 @@ class Scratch(NamedTuple):
     """Memory of the kernels, for one process.
 
     Attributes:
-        votes: float64[N].
+        missing: What an item's votes in this chunk still lack to make it a candidate, float32[N].
+        missing_at_first: The same before the first vote, float32[N].
         item_seen, word_seen: In which chunk an item was a candidate, a word cast its votes: int64[N], int64[V].
-        mark, inside: Whether a word belongs to the question, how often it is in the window: int64[V] each.
+        mark, inside: Whether a word belongs to the question, how often it is in the window: int64[V + 1], int64[V].
+        places: Where words of the question stand in a chunk, int32.
         candidates: int32[N].
         stamp: Running numbers: of the chunk, of the mark: int64[2].
     """
 
-    votes: np.ndarray
+    missing: np.ndarray
+    missing_at_first: np.ndarray
     item_seen: np.ndarray
     word_seen: np.ndarray
     mark: np.ndarray
     inside: np.ndarray
+    places: np.ndarray
     candidates: np.ndarray
     stamp: np.ndarray
 
 
-def make_scratch(index: Index) -> Scratch:
-    """Memory for texts to be compared with an index."""
+def make_scratch(index: Index, need: float) -> Scratch:
+    """Memory for texts to be compared with an index.
+
+    Args:
+        index: The test sets.
+        need: Share of an item's weight that its rare words in a chunk must have, to make it a candidate.
+    """
     items, words = len(index.total), len(index.weight)
+    missing = np.maximum(index.total * need * (1 - 1e-5), 1e-6).astype(np.float32)  # rounding loses no candidate
     return Scratch(
-        np.zeros(items), np.zeros(items, np.int64), np.zeros(words, np.int64), np.zeros(words, np.int64),
-        np.zeros(words, np.int64), np.zeros(items, np.int32), np.zeros(2, np.int64),
+        missing.copy(), missing, np.zeros(items, np.int64), np.zeros(words, np.int64), np.zeros(words + 1, np.int64),
+        np.zeros(words, np.int64), np.zeros(CHUNK + 1, np.int32), np.zeros(items, np.int32), np.zeros(2, np.int64),
     )  # fmt: skip
 
 
@@ -58,8 +69,9 @@ def drop_labels(words: Words, count: int, plain: np.ndarray, masked: np.ndarray,
     for k in range(count):
         line = int(words.line[k])
         if line == before or (plain[k] != labels[0] and plain[k] != labels[1]):
-            words.begin[kept], words.end[kept], words.line[kept] = words.begin[k], words.end[k], line
-            plain[kept], masked[kept] = plain[k], masked[k]
+            if kept < k:
+                words.begin[kept], words.end[kept], words.line[kept] = words.begin[k], words.end[k], line
+                plain[kept], masked[kept] = plain[k], masked[k]
             kept += 1
         before = line
     return kept
@@ -68,15 +80,8 @@ def drop_labels(words: Words, count: int, plain: np.ndarray, masked: np.ndarray,
 @compiled
 def _find_seed(ids: np.ndarray, at: int, index: Index) -> int:
     """Number of the seed that stands at a place, or -1."""
-    value = 17
-    for k in range(SEED):
-        word = int(ids[at + k])
-        if word == UNKNOWN:
-            return -1
-        value = value * MULTIPLIER_1 + (word + 1)
-        value = (value & MASK) + (value >> 31)
-    value &= MASK
-    bit = (value ^ (value >> 9)) & (8 * len(index.seed_bits) - 1)
+    value = seed_hash(ids, at)
+    bit = value & (8 * len(index.seed_bits) - 1)
     if (int(index.seed_bits[bit >> 3]) >> (bit & 7)) & 1 == 0:
         return -1
     last = len(index.seed_slot) - 1
@@ -104,31 +109,46 @@ def _add_candidates(seed: int, index: Index, scratch: Scratch, count: int) -> in
 
 
 @compiled
-def _by_votes(plain: np.ndarray, masked: np.ndarray, low: int, high: int, index: Index, scratch: Scratch, count: int,
-              need: float) -> int:  # fmt: skip
-    """Add the items whose rare words make up a share ``need`` of them in a chunk."""
+def _by_seeds(plain: np.ndarray, masked: np.ndarray, low: int, high: int, index: Index, scratch: Scratch) -> int:
+    """Make candidates of the items that share a seed with a chunk; returns their number."""
+    count, differs = 0, low - 1  # the last place where a number is masked
+    for j in range(low, min(low + SEED - 1, high)):
+        if plain[j] != masked[j]:
+            differs = j
+    for j in range(low, high - SEED + 1):
+        seed = _find_seed(plain, j, index)
+        if seed >= 0:
+            count = _add_candidates(seed, index, scratch, count)
+        if plain[j + SEED - 1] != masked[j + SEED - 1]:
+            differs = j + SEED - 1
+        if differs >= j:
+            seed = _find_seed(masked, j, index)
+            if seed >= 0:
+                count = _add_candidates(seed, index, scratch, count)
+    return count
+
+
+@compiled
+def _by_votes(plain: np.ndarray, low: int, high: int, index: Index, scratch: Scratch, count: int) -> int:
+    """Add the items whose rare words in a chunk make up enough of them; returns the number of candidates."""
     chunk = int(scratch.stamp[0])
-    touched = count
+    for item in range(len(scratch.missing)):
+        scratch.missing[item] = scratch.missing_at_first[item]
     for j in range(low, high):
         word = int(plain[j])
         if word == UNKNOWN or scratch.word_seen[word] == chunk:
             continue
         scratch.word_seen[word] = chunk
+        vote = np.float32(index.weight[word])
         for k in range(index.voter_start[word], index.voter_start[word + 1]):
-            scratch.votes[index.voter_items[k]] += index.weight[word]
-    for j in range(low, high):
-        word = int(plain[j])
-        if word == UNKNOWN or scratch.word_seen[word] == -chunk:
-            continue
-        scratch.word_seen[word] = -chunk
-        for k in range(index.voter_start[word], index.voter_start[word + 1]):
-            item = int(index.voter_items[k])
-            if scratch.votes[item] >= need * index.total[item] and scratch.item_seen[item] != chunk:
+            item = index.voter_items[k]
+            before = scratch.missing[item]
+            scratch.missing[item] = before - vote
+            if before > 0 and before - vote <= 0 and scratch.item_seen[item] != chunk:
                 scratch.item_seen[item] = chunk
-                scratch.candidates[touched] = item
-                touched += 1
-            scratch.votes[item] = 0.0
-    return touched
+                scratch.candidates[count] = item
+                count += 1
+    return count
 
 
 @compiled
@@ -137,7 +157,7 @@ def _may_be_there(item: int, index: Index, scratch: Scratch) -> bool:
     chunk, held = int(scratch.stamp[0]), 0.0
     for k in range(index.start[item], index.start[item + 1]):
         word = int(index.words[k])
-        if word == NUMBER or abs(scratch.word_seen[word]) == chunk:
+        if word == NUMBER or scratch.word_seen[word] == chunk:
             held += index.weight[word]
     return held >= MIN_SHARE * index.total[item] - 1e-9
 
@@ -152,21 +172,26 @@ def _best_window(
     for k in range(len(question)):
         scratch.mark[question[k]] = mark
         scratch.inside[question[k]] = 0
+    places, count = scratch.places, 0
+    for j in range(low, high):  # without a branch: which words are of the question cannot be foreseen
+        places[count] = j
+        count += 1 if scratch.mark[ids[j]] == mark else 0  # UNKNOWN is -1, the last place: no word's
     length = len(question) + max(4, len(question) // 4)
-    held, best, best_at = 0.0, 0.0, low
-    for j in range(low, high):
-        word = int(ids[j])
-        if word != UNKNOWN and scratch.mark[word] == mark:
-            if scratch.inside[word] == 0:
-                held += index.weight[word]
-            scratch.inside[word] += 1
-            if held > best + 1e-9:
-                best, best_at = held, max(low, j - length + 1)
-        leaving = int(ids[j - length + 1]) if j - length + 1 >= low else UNKNOWN
-        if leaving != UNKNOWN and scratch.mark[leaving] == mark:
+    held, best, best_at, oldest = 0.0, 0.0, low, 0
+    for k in range(count):
+        j = int(places[k])
+        while places[oldest] <= j - length:
+            leaving = ids[places[oldest]]
             scratch.inside[leaving] -= 1
             if scratch.inside[leaving] == 0:
                 held -= index.weight[leaving]
+            oldest += 1
+        word = ids[j]
+        if scratch.inside[word] == 0:
+            held += index.weight[word]
+        scratch.inside[word] += 1
+        if held > best + 1e-9:
+            best, best_at = held, max(low, j - length + 1)
     return best, best_at
 
 
@@ -226,9 +251,20 @@ def _share_of(ids: np.ndarray, low: int, high: int, wanted: np.ndarray, weight: 
 
 
 @compiled
+def _longest_of_its_words(ids: np.ndarray, low: int, high: int, scratch: Scratch) -> int:
+    """Most words in one piece that the question marked last has, in any order: no exact match is longer."""
+    mark, run, longest = int(scratch.stamp[1]), 0, 0
+    for j in range(low, high):
+        word = int(ids[j])
+        run = run + 1 if word != UNKNOWN and scratch.mark[word] == mark else 0
+        longest = max(longest, run)
+    return longest
+
+
+@compiled
 def _score(item: int, words: Words, plain: np.ndarray, masked: np.ndarray, low: int, high: int, count: int,
            index: Index, scratch: Scratch, numbers: np.ndarray, hit: np.ndarray) -> bool:  # fmt: skip
-    """Fill a hit; False where too little of the question stands together."""
+    """Fill a hit; False where too little of the question stands together for any rule."""
     start, end = int(index.start[item]), int(index.start[item + 1])
     question = index.words[start:end]
     ids = masked if index.is_math[item] == 1 else plain
@@ -237,9 +273,13 @@ def _score(item: int, words: Words, plain: np.ndarray, masked: np.ndarray, low: 
         return False
     hit[0], hit[3] = item, best / index.total[item]
     slack = 8 + len(question) // 2  # a window is full where its last new word stands; the question may go on
-    _in_order(ids, max(low, at - slack), min(high, at + len(question) + slack), question, index.weight, hit)
+    first, last, run = max(low, at - slack), min(high, at + len(question) + slack), min(RUN, len(question))
+    reworded = len(question) >= LONG and (hit[3] >= BAG or index.is_math[item] == 1)  # may be, with no words in a row
+    if not reworded and _longest_of_its_words(ids, first, last, scratch) < run:
+        return False
+    _in_order(ids, first, last, question, index.weight, hit)
     begin, after = int(hit[1]), int(hit[2])
-    if begin < 0:
+    if begin < 0 or not (reworded or hit[5] >= run):
         return False
     answer = index.answers[index.answer_start[item] : index.answer_start[item + 1]]
     hit[7] = _share_of(plain, after, min(count, after + len(answer) + NEAR), answer, index.weight, scratch)
@@ -260,7 +300,7 @@ def _score(item: int, words: Words, plain: np.ndarray, masked: np.ndarray, low: 
 
 @compiled
 def scan(words: Words, count: int, plain: np.ndarray, masked: np.ndarray, index: Index, numbers: np.ndarray,
-         scratch: Scratch, need: float, hits: np.ndarray) -> int:  # fmt: skip
+         scratch: Scratch, hits: np.ndarray) -> int:  # fmt: skip
     """Find the items that a text may hold; returns how many hits there are, of which ``hits`` holds the first.
 
     Args:
@@ -268,7 +308,6 @@ def scan(words: Words, count: int, plain: np.ndarray, masked: np.ndarray, index:
         index: The test sets.
         numbers: Which words are numbers, uint8[V].
         scratch: Memory.
-        need: Share of an item's weight that its rare words in a chunk must have, to make it a candidate.
         hits: Filled, float64[most, 11]: item; first and last word + 1; share in any order, in order; longest match in
             words; share in matches of 8 words; share of the answer, -1 where there is none; whether it stands alone
             on its lines; numbers of a math question, and how many of them stand there.
@@ -278,19 +317,8 @@ def scan(words: Words, count: int, plain: np.ndarray, masked: np.ndarray, index:
     while True:
         high = min(count, low + CHUNK)
         scratch.stamp[0] += 1
-        candidates = 0
-        for j in range(low, high - SEED + 1):
-            seed = _find_seed(plain, j, index)
-            if seed >= 0:
-                candidates = _add_candidates(seed, index, scratch, candidates)
-            differs = False
-            for k in range(SEED):
-                differs = differs or plain[j + k] != masked[j + k]
-            if differs:
-                seed = _find_seed(masked, j, index)
-                if seed >= 0:
-                    candidates = _add_candidates(seed, index, scratch, candidates)
-        candidates = _by_votes(plain, masked, low, high, index, scratch, candidates, need)
+        candidates = _by_seeds(plain, masked, low, high, index, scratch)
+        candidates = _by_votes(plain, low, high, index, scratch, candidates)
         for k in range(candidates):
             hit = hits[found] if found < most else spare
             item = int(scratch.candidates[k])

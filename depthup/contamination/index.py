@@ -9,13 +9,15 @@ from typing import NamedTuple
 import numpy as np
 
 from .benchmarks import MATH, Item
-from .text import MASK, MULTIPLIER_1, MULTIPLIER_2, NUMBER, Vocabulary, compiled, make_vocabulary, words_of
+from .text import MASK, NUMBER, Vocabulary, compiled, make_vocabulary, words_of
 
 SEED = 5  # words of a seed; Ai2's decon samples 5-grams too
 MAX_WORDS = 256  # of a question: of a longer one, the end, where the question stands, not the passage before it
+LONG_TEXT = 50  # words from which an answer, or what stands before the end of a long question, is looked for by itself
 _COMMON = 16  # a 5-gram of more items than that is no seed, unless an item has no other
 _KEPT = 2  # the rarest 5-grams of an item are seeds in any case
 _MAX_VOTERS = 256  # a word of more items than that casts no vote
+_FACTORS = (982451653, 674506111, 573259391, 899809343, 756065179)  # of the words of a seed: primes below 2**30
 
 _SPELLED = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
@@ -24,10 +26,10 @@ _SPELLED = (
 
 
 class Index(NamedTuple):
-    """What the kernels read. N items, V words, G seeds; an item's words lie at ``start[k]:start[k + 1]``.
+    """What the kernels read. N texts: all questions, then long answers and passages; V words, G seeds.
 
     Attributes:
-        words: Of the questions as they are compared (masked for math), int32.
+        words: Of the texts as they are compared (masked for math), at ``start[k]:start[k + 1]``, int32.
         plain: The same as they are, int32.
         start: int64[N + 1].
         answers, answer_start: Of the answers, in the same way.
@@ -68,17 +70,19 @@ class Reference:
         items: In the order of their numbers.
         vocabulary: Their words.
         index: Their arrays.
+        owners: The item of each text of the index, int64[N]; text k is the question of item k, the others come after.
     """
 
     items: tuple[Item, ...]
     vocabulary: Vocabulary
     index: Index
+    owners: np.ndarray
 
     @property
     def unsearchable(self) -> tuple[Item, ...]:
         """Items of fewer than five words, question and answer together: no rule of words can find them."""
         lengths = np.diff(self.index.start)
-        return tuple(item for item, length in zip(self.items, lengths, strict=True) if length < SEED)
+        return tuple(item for item, length in zip(self.items, lengths, strict=False) if length < SEED)
 
 
 def make_reference(items: Sequence[Item]) -> Reference:
@@ -88,30 +92,46 @@ def make_reference(items: Sequence[Item]) -> Reference:
     for k, question in enumerate(questions):
         if len(question) < SEED:  # too little to be known by; with its answer it may be enough
             questions[k], answers[k] = np.concatenate([question, answers[k]]), answers[k][:0]
-    questions = [question[-MAX_WORDS:] for question in questions]
+    extra = _long_texts(questions, answers)
+    owners = np.array([*range(len(items)), *(owner for owner, _ in extra)])
+    questions = [question[-MAX_WORDS:] for question in questions] + [text for _, text in extra]
+    answers += [np.zeros(0, np.int64)] * len(extra)
     (labels, spelled), _ = _split(["question answer", _SPELLED])
     everything = np.concatenate([*questions, *answers, labels])
     numbers = np.unique(np.concatenate([spelled, digits, answer_digits]))
     vocabulary, ids = make_vocabulary(everything, numbers)
     start, answer_start = _starts(questions), _starts(answers)
     plain, answer_ids = ids[: start[-1]], ids[start[-1] : start[-1] + answer_start[-1]]
-    is_math = np.array([item.benchmark in MATH for item in items], np.uint8)
-    owner = np.repeat(np.arange(len(items)), np.diff(start))
+    is_math = np.array([item.benchmark in MATH for item in items] + [False] * len(extra), np.uint8)
+    owner = np.repeat(np.arange(len(questions)), np.diff(start))
     hidden = (is_math[owner] == 1) & (vocabulary.is_number[plain] == 1)
     words = np.where(hidden, NUMBER, plain).astype(np.int32)
-    pairs = np.unique(owner.astype(np.int64) << 32 | words)
-    distinct, owners = pairs & 0xFFFFFFFF, pairs >> 32
-    df = np.bincount(distinct, minlength=len(vocabulary.is_number))
+    pairs = _distinct(owner.astype(np.int64) << 32 | words)
+    distinct, texts = pairs & 0xFFFFFFFF, pairs >> 32
+    df = np.bincount(distinct[texts < len(items)], minlength=len(vocabulary.is_number))
     weight = np.log((len(items) + 1) / np.maximum(df, 1))
-    total = np.bincount(owners, weights=weight[distinct], minlength=len(items))
+    total = np.bincount(texts, weights=weight[distinct], minlength=len(questions))
     voting = (df[distinct] <= _MAX_VOTERS) & (distinct != NUMBER)
-    voter_start, voter_items = _grouped(distinct[voting], owners[voting], len(weight))
+    voter_start, voter_items = _grouped(distinct[voting], texts[voting], len(weight))
     bits, slots, seed_at, seed_start, seed_items = _seeds(words, start, owner)
     index = Index(
         words, plain, start, answer_ids, answer_start, weight, total, is_math, bits, slots, seed_at, seed_start,
         seed_items, voter_start, voter_items, ids[-2:].copy(),
     )  # fmt: skip
-    return Reference(tuple(items), vocabulary, index)
+    return Reference(tuple(items), vocabulary, index, owners)
+
+
+def _long_texts(questions: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
+    """(item, words) of what a copy may hold without the question: long answers, passages before the end of a question.
+
+    In pieces of ``MAX_WORDS``; a last piece below ``LONG_TEXT`` words is left out.
+    """
+    found: list[tuple[int, np.ndarray]] = []
+    for number, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        for text in (answer, question[:-MAX_WORDS]):
+            pieces = (text[k : k + MAX_WORDS] for k in range(0, len(text), MAX_WORDS))
+            found += [(number, piece) for piece in pieces if len(piece) >= LONG_TEXT]
+    return found
 
 
 def _split(texts: Sequence[str]) -> tuple[list[np.ndarray], np.ndarray]:
@@ -128,6 +148,12 @@ def _starts(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
 
 
+def _distinct(values: np.ndarray) -> np.ndarray:
+    """The different values, sorted (``np.unique`` hashes them first, which takes far longer for such pairs)."""
+    values = np.sort(values)
+    return values[np.concatenate([[True], values[1:] != values[:-1]])] if len(values) else values
+
+
 def _grouped(keys: np.ndarray, values: np.ndarray, num_keys: int) -> tuple[np.ndarray, np.ndarray]:
     """(start, values): the values of key k are ``values[start[k]:start[k + 1]]``."""
     order = np.argsort(keys, kind="stable")
@@ -139,11 +165,9 @@ def _seeds(words: np.ndarray, start: np.ndarray, owner: np.ndarray) -> tuple[np.
     """The seeds of all items: bits, slots, where each stands, and its items."""
     at = np.arange(max(len(words) - SEED + 1, 0))
     at = at[at + SEED <= start[owner[at] + 1]]
-    first, second = np.full(len(at), 17, np.int64), np.full(len(at), 29, np.int64)
-    for k in range(SEED):
-        first, second = fold(first, words[at + k], MULTIPLIER_1), fold(second, words[at + k], MULTIPLIER_2)
-    _, where, gram = np.unique((first & MASK) << 31 | (second & MASK), return_index=True, return_inverse=True)
-    pairs = np.unique(gram.astype(np.int64) << 32 | owner[at])
+    values = sum((words[at + k].astype(np.int64) + 1) * _FACTORS[k] for k in range(SEED))
+    _, where, gram = np.unique(values, return_index=True, return_inverse=True)
+    pairs = _distinct(gram.astype(np.int64) << 32 | owner[at])
     grams, items = pairs >> 32, pairs & 0xFFFFFFFF
     df = np.bincount(grams, minlength=len(where))
     order = np.lexsort((df[grams], items))  # the grams of each item, rarest first
@@ -154,25 +178,27 @@ def _seeds(words: np.ndarray, start: np.ndarray, owner: np.ndarray) -> tuple[np.
     kept, gram_number = np.unique(grams[keep], return_inverse=True)
     seed_start, seed_items = _grouped(gram_number, items[keep], len(kept))
     seed_at = at[where[kept]] if len(kept) else np.zeros(0, np.int64)
-    hashes = first[where[kept]] if len(kept) else np.zeros(0, np.int64)
     bits = np.zeros(1 << 22, np.uint8)  # 4 MB
     slots = np.full(1 << max(10, (2 * len(kept)).bit_length()), -1, np.int32)
-    _fill_slots(hashes & MASK, bits, slots)
+    _fill_slots(words, seed_at, bits, slots)
     return bits, slots, seed_at, seed_start, seed_items
 
 
-def fold(value: np.ndarray, word: np.ndarray, multiplier: int) -> np.ndarray:
-    """One step of the hash of a 5-gram."""
-    value = value * multiplier + (word + 1)
-    return (value & MASK) + (value >> 31)
+@compiled
+def seed_hash(ids: np.ndarray, at: int) -> int:
+    """31 bits of the words of a seed; no step waits for another, and none passes 2**62."""
+    value = 0
+    for k in range(SEED):
+        value += (int(ids[at + k]) + 1) * _FACTORS[k]
+    return (value ^ (value >> 27)) & MASK
 
 
 @compiled
-def _fill_slots(hashes: np.ndarray, bits: np.ndarray, slots: np.ndarray) -> None:
+def _fill_slots(words: np.ndarray, seed_at: np.ndarray, bits: np.ndarray, slots: np.ndarray) -> None:
     last, last_bit = len(slots) - 1, 8 * len(bits) - 1
-    for k in range(len(hashes)):
-        value = int(hashes[k])
-        bit = (value ^ (value >> 9)) & last_bit
+    for k in range(len(seed_at)):
+        value = seed_hash(words, seed_at[k])
+        bit = value & last_bit
         bits[bit >> 3] = int(bits[bit >> 3]) | (1 << (bit & 7))
         slot = value & last
         while slots[slot] != -1:

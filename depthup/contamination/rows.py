@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,18 +60,12 @@ def read_blocks(path: Path) -> Iterator[Block]:
     Raises:
         DataError: The file cannot be read; it is named.
     """
-    numbers: list[int] = []
-    rows: list[bytes] = []
-    size = done = 0
+    done = 0
     try:
-        for number, row, at in _rows(path):
-            numbers.append(number)
-            rows.append(row)
-            size += len(row)
-            if size >= BLOCK_BYTES:
-                yield Block(str(path), tuple(numbers), tuple(rows), at - done)
-                numbers, rows, size, done = [], [], 0, at
-        yield Block(str(path), tuple(numbers), tuple(rows), max(path.stat().st_size - done, 0))
+        for numbers, rows, at in _groups(path):
+            yield Block(str(path), tuple(numbers), tuple(rows), at - done)
+            done = at
+        yield Block(str(path), (), (), max(path.stat().st_size - done, 0))
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"cannot read {path}: {error}", next_step="repair the file, or leave it out") from error
 
@@ -95,37 +89,48 @@ def _kind(path: Path) -> str | None:
     return kind if kind in ("jsonl", "json", "txt") or path.name.endswith(".parquet") else None
 
 
-def _rows(path: Path) -> Iterator[tuple[int, bytes, int]]:
-    """(number from 1, row, position in the file) of each row."""
+def _groups(path: Path) -> Iterator[tuple[list[int], list[bytes], int]]:
+    """(numbers from 1, rows, position in the file) of some megabyte of rows after the other."""
     kind = _kind(path)
     if kind == "parquet":
-        yield from _parquet_rows(path)
+        yield from _grouped(_parquet_rows(path), 0)
         return
     with open(path, "rb") as raw:
         file: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
         if kind == "txt":
-            yield 1, _as_json({"text": file.read().decode("utf-8", "replace")}), raw.tell()
+            yield [1], [_as_json({"text": file.read().decode("utf-8", "replace")})], raw.tell()
         elif kind == "json":
             value = json.load(file)
-            for number, row in enumerate(value if isinstance(value, list) else [value], 1):
-                yield number, _as_json(row), raw.tell()
+            yield from _grouped(map(_as_json, value if isinstance(value, list) else [value]), raw.tell())
         else:
-            for number, line in enumerate(file, 1):
-                row = line.rstrip(b"\r\n")
-                if row.strip():
-                    yield number, row, raw.tell()
+            first = 1
+            while lines := file.readlines(BLOCK_BYTES):
+                rows = [line.rstrip(b"\r\n") for line in lines]
+                numbers = [number for number, row in enumerate(rows, first) if row and not row.isspace()]
+                yield numbers, [rows[number - first] for number in numbers], raw.tell()
+                first += len(lines)
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, bytes, int]]:
+def _grouped(rows: Iterable[bytes], at: int) -> Iterator[tuple[list[int], list[bytes], int]]:
+    group: list[bytes] = []
+    first, size = 1, 0
+    for row in rows:
+        group.append(row)
+        size += len(row)
+        if size >= BLOCK_BYTES:
+            yield list(range(first, first + len(group))), group, at
+            first, group, size = first + len(group), [], 0
+    yield list(range(first, first + len(group))), group, at
+
+
+def _parquet_rows(path: Path) -> Iterator[bytes]:
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise DataError("parquet files need the package pyarrow", next_step="pip install 'depthup[data]'") from error
-    number = 0
     for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
         for row in batch.to_pylist():
-            number += 1
-            yield number, _as_json(row), 0
+            yield _as_json(row)
 
 
 def _as_json(value: Any) -> bytes:

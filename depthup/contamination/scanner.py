@@ -11,7 +11,7 @@ import numpy as np
 from .clusters import FIELDS, drop_labels, make_scratch, scan
 from .index import Reference
 from .names import named_tasks
-from .rules import Hit, Rule, rule_of
+from .rules import Hit, Rule, rule_of, rule_of_long_text
 from .text import BYTE_CLASSES, look_up, room_for, split_words
 
 NEED = 0.3  # share of an item's weight that its rare words in 1,024 words must have: below it, it is not looked at
@@ -87,7 +87,7 @@ class Scanner:
     def __init__(self, reference: Reference, rules: Sequence[Rule], against: Sequence[str] = ()) -> None:
         self._reference = reference
         self._rules = frozenset(rules)
-        self._scratch = make_scratch(reference.index)
+        self._scratch = make_scratch(reference.index, NEED)
         self._hits = np.zeros((_MAX_HITS, FIELDS))
         self._lengths = np.diff(reference.index.start)
         self._benchmarks = frozenset(against) or frozenset(item.benchmark for item in reference.items)
@@ -127,22 +127,23 @@ class Scanner:
         count = split_words(np.frombuffer(data, np.uint8), BYTE_CLASSES, words)
         look_up(words, count, vocabulary, self._plain, self._masked)
         count = drop_labels(words, count, self._plain, self._masked, index.label_ids)
-        number = scan(words, count, self._plain, self._masked, index, vocabulary.is_number, self._scratch, NEED,
-                      self._hits)  # fmt: skip
-        best: dict[int, tuple[float, Leak]] = {}
+        number = scan(words, count, self._plain, self._masked, index, vocabulary.is_number, self._scratch, self._hits)
+        best: dict[int, tuple[tuple[bool, float], Leak]] = {}
         for row in self._hits[: min(number, _MAX_HITS)].tolist():
             hit = Hit(int(row[0]), int(row[1]), int(row[2]), row[3], row[4], int(row[5]), row[6], row[7],
                       row[8] == 1.0, int(row[9]), int(row[10]))  # fmt: skip
-            rule = rule_of(hit, int(self._lengths[hit.item]))
+            item, num_words = int(self._reference.owners[hit.text]), int(self._lengths[hit.text])
+            is_question = hit.text < len(self._reference.items)
+            rule = rule_of(hit, num_words) if is_question else rule_of_long_text(hit, num_words)
             if rule in self._rules and rule is not None:
-                leak = self._leak(hit, rule, data, texts, parts)
-                if hit.item not in best or best[hit.item][0] < hit.order:  # chunks overlap
-                    best[hit.item] = hit.order, leak
+                key = is_question, hit.order
+                if item not in best or best[item][0] < key:  # chunks overlap; a question tells more than its answer
+                    best[item] = key, self._leak(hit, rule, data, texts, parts)
         return [leak for _, leak in best.values()]
 
     def _leak(self, hit: Hit, rule: Rule, data: bytes, texts: Sequence[tuple[str, str]], parts: list[bytes]) -> Leak:
         begin, end = int(self._words.begin[hit.begin]), int(self._words.end[hit.end - 1])
-        item, spans, offset = self._reference.items[hit.item], [], 0
+        item, spans, offset = self._reference.items[int(self._reference.owners[hit.text])], [], 0
         for (field, _), part in zip(texts, parts, strict=True):
             low, high = max(begin - offset, 0), min(end - offset, len(part))
             if low < high:

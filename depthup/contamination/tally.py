@@ -47,11 +47,9 @@ class Tally:
     by_rule: Counter[tuple[str, str]] = field(default_factory=Counter)
     items: dict[tuple[str, str], Seen] = field(default_factory=dict)
 
-    def add_row(self, file: str, leaks: Sequence[Leak]) -> None:
-        """Count one row."""
-        self.rows[file] += 1
-        if leaks:
-            self.flagged[file] += 1
+    def add_flagged(self, file: str, leaks: Sequence[Leak]) -> None:
+        """Count the leaks of one row."""
+        self.flagged[file] += 1
         self.by_benchmark.update({leak.benchmark for leak in leaks})
         self.by_rule.update({(leak.benchmark, leak.rule) for leak in leaks})
         seen: dict[tuple[str, str], Seen] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from depthup.contamination.clusters import scan
 from depthup.contamination.index import make_reference
 from depthup.contamination.rules import RULES
 from depthup.contamination.scanner import Scanner, texts_of
-from depthup.contamination.text import python_of
+from depthup.contamination.text import python_of, words_of
 
 FILLER = "The committee met in the old library on a rainy evening and spoke of harbours, lamps and railway timetables."
 ITEMS = (
@@ -125,6 +126,8 @@ def test_without_numba_the_same_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
             (
                 "_find_seed",
                 "_add_candidates",
+                "_by_seeds",
+                "_longest_of_its_words",
                 "_by_votes",
                 "_may_be_there",
                 "_best_window",
@@ -133,7 +136,7 @@ def test_without_numba_the_same_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
                 "_score",
             ),
         ),
-        (index, ("_fill_slots",)),
+        (index, ("_fill_slots", "seed_hash")),
         (scanner, ("split_words", "look_up", "drop_labels", "scan")),
     ):
         for name in names:
@@ -169,22 +172,53 @@ def shingles(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[k : k + 3]) for k in range(len(words) - 2)}
 
 
+def near_copy(text: str, draw: random.Random) -> str:
+    """Up to one place in six edited."""
+    words = text.split()
+    for _ in range(draw.randrange(1, 2 + len(words) // 6)):
+        at = draw.randrange(len(words))
+        words[at : at + 1] = draw.choice(([], [words[at], "lamp"], ["harbour"]))
+    return " ".join(words)
+
+
+def is_near(one: str, other: str) -> bool:
+    """What MinHash estimates: a Jaccard similarity of 0.6 of 3-word shingles; of 20 words at least."""
+    ours, theirs = shingles(one), shingles(other)
+    return len(one.split()) >= 20 and len(ours & theirs) >= 0.6 * len(ours | theirs)
+
+
 def test_what_minhash_would_find_is_found(shared_data: Callable[[str], Path], real: Callable[..., tuple]) -> None:
-    """A near-copy of a question, at a Jaccard similarity of 0.6 of its 3-word shingles, is never missed."""
     items, which = real(shared_data("."))
     draw, num_near = random.Random(0), 0
     for item in items[::7]:
-        words = item.question.split()
-        for _ in range(draw.randrange(1, 1 + len(words) // 6 + 1)):
-            at = draw.randrange(len(words))
-            words[at : at + 1] = draw.choice(([], [words[at], "lamp"], ["harbour"]))
-        text = " ".join(words)
-        ours, theirs = shingles(item.question), shingles(text)
-        if len(item.question.split()) >= 20 and len(ours & theirs) >= 0.6 * len(ours | theirs):
+        text = near_copy(item.question, draw)
+        if is_near(item.question, text):
             num_near += 1
             leaks = which.leaks_in_texts([("text", text)])
             assert item.id in {leak.item for leak in leaks}, (item, text)
     assert num_near > 100
+
+
+def test_near_copies_of_long_answers_are_found_inside_longer_rows(
+    shared_data: Callable[[str], Path], real: Callable[..., tuple]
+) -> None:
+    """MinHash of whole rows cannot: the row is mostly another text."""
+    items, which = real(shared_data("."))
+    draw, rules = random.Random(1), Counter[str]()
+    for item in [item for item in items if words_of(item.answer)[1] >= index.LONG_TEXT][::5]:
+        text = near_copy(item.answer, draw)
+        if is_near(item.answer, text):
+            leaks = which.leaks_in_texts([("text", f"{FILLER * 20} {text} {FILLER * 20}")])
+            assert item.id in {leak.item for leak in leaks}, (item, text)
+            rules.update(leak.rule for leak in leaks if leak.item == item.id)
+    assert rules["copy"] > 30  # some answers repeat so much of their question that it was rephrased in them
+
+
+def test_a_long_passage_is_known_without_its_question() -> None:
+    words = [f"{FILLER.split()[k % 18]}{k}" for k in range(330)]
+    item = Item("mmlu", "9", " ".join(words) + " Which of these did the committee speak of most?", "lamps")
+    (leak,) = Scanner(make_reference((*ITEMS, item)), RULES).leaks_in_texts([("text", " ".join(words[:70]))])
+    assert (leak.rule, leak.item, leak.answer) == ("copy", "9", None)
 
 
 def test_grams_of_the_index_are_those_of_the_items(shared_data: Callable[[str], Path]) -> None:
