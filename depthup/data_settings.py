@@ -38,7 +38,11 @@ class FilesData(_Data):
     """Local files: .jsonl, .json, .txt (each also with .gz), .parquet, or folders of them."""
 
     source: Literal["files"]
-    paths: tuple[str, ...] = Field(min_length=1, description="Files or folders, relative to the working folder.")
+    paths: tuple[str, ...] = Field(
+        min_length=1,
+        description="Files or folders, relative to the working folder; `$DEPTHUP_DATA/...` lies in the folder that this"
+        " variable names.",
+    )
     field: str = Field("text", description="The row's field that holds the text.")
 
 

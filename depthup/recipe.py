@@ -18,6 +18,7 @@ from .stage_settings import STAGE_KINDS, CompareStage, PreferenceStage, Stage
 
 RECIPE_NAME = "recipe.yaml"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_RECIPE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # a dot as in solar-10.7b
 
 
 class Recipe(Settings):
@@ -71,8 +72,8 @@ def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
         if key not in value:
             raise RecipeError(f"{where}: '{key}' is missing", allowed=", ".join(Recipe.model_fields))
     name = value["name"]
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise RecipeError(f"{where}: name: {name!r}", allowed="lower-case letters, digits, - and _, as in my-run")
+    if not isinstance(name, str) or not _RECIPE_NAME.fullmatch(name):
+        raise RecipeError(f"{where}: name: {name!r}", allowed="lower-case letters, digits, -, _ and ., as in my-run")
     data = {
         key: _parse(_kind(entry, "source", DATA_KINDS, f"{where}: data.{key}"), entry, f"{where}: data.{key}")
         for key, entry in _mapping(value.get("data") or {}, f"{where}: data").items()
@@ -141,7 +142,12 @@ def _made_data(stage: Stage, place: str, data: Mapping[str, Any], above: Mapping
     entry = data[wanted]
     if isinstance(entry, MixtureData) and isinstance(stage, PreferenceStage | SynthesizeStage | DecontaminateStage):
         raise RecipeError(
-            f"{place}.data: the data '{wanted}' are a mixture, which {stage.kind} does not read",
+            f"{place}.data: the data '{wanted}' are a mixture, and "
+            + (
+                "preference pairs are not mixed by rows"
+                if isinstance(stage, PreferenceStage)
+                else f"{stage.kind} reads one source"
+            ),
             allowed="source: joined for preference pairs, else one source; its files may be several",
         )
     if isinstance(entry, JoinedData) and not isinstance(stage, PreferenceStage):

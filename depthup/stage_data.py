@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:  # torch and numpy are loaded when a stage runs, so that looki
     from .models import Tokenizer
     from .training.parallel import World
 
+DATA_VARIABLE = "DEPTHUP_DATA"  # names the folder of real data and benchmarks
+_DATA_FOLDER = f"${DATA_VARIABLE}"
 _TOKENS_VERSION = 2  # raised when the same text gives other tokens than before
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "*.model", "*.jinja")
 
@@ -81,10 +84,33 @@ def _outside_source(data: Any) -> Any:
         case InstalledDocsData():
             return InstalledDocs(data.packages, data.min_characters)
         case FilesData():
-            return Files(data.paths, data.field)
+            return Files(tuple(_placed(path) for path in data.paths), data.field)
         case HubData():
             return HubDataset(data.name, data.config, data.split, data.field, data.revision)
     raise AssertionError(data)
+
+
+def _placed(path: str) -> str:
+    """A path whose first part may be ``$DEPTHUP_DATA``.
+
+    Raises:
+        DataError: The variable is not set.
+    """
+    if not path.startswith(_DATA_FOLDER):
+        return path
+    if not os.environ.get(DATA_VARIABLE):
+        raise DataError(f"the recipe reads {path}, and {DATA_VARIABLE} is not set",
+                        next_step=f"{DATA_VARIABLE}=FOLDER depthup run ...")  # fmt: skip
+    return os.environ[DATA_VARIABLE] + path.removeprefix(_DATA_FOLDER)
+
+
+def _is_not_here(data: Any) -> bool:
+    """Whether files lie in a folder that no variable names yet: the recipe can be looked at, and not be run."""
+    return (
+        isinstance(data, FilesData)
+        and not os.environ.get(DATA_VARIABLE)
+        and any(path.startswith(_DATA_FOLDER) for path in data.paths)
+    )
 
 
 def data_identity(recipe: Recipe, name: str, digests: Digests, made: Mapping[str, str]) -> dict[str, Any]:
@@ -103,11 +129,13 @@ def data_identity(recipe: Recipe, name: str, digests: Digests, made: Mapping[str
             for part, weight in parts_of(recipe.data, name).items()
         ]
         return {"source": data.source, "parts": parts}
-    own = (
-        {"source": "stage", "stage": made[data.stage], "field": data.field}
-        if isinstance(data, StageData)
-        else _outside_source(data).identity(digests.of)
-    )
+    own: dict[str, Any]
+    if isinstance(data, StageData):
+        own = {"source": "stage", "stage": made[data.stage], "field": data.field}
+    elif _is_not_here(data):
+        own = {"source": "files", "files": f"{', '.join(data.paths)}: not here yet"}
+    else:
+        own = _outside_source(data).identity(digests.of)
     return {
         **own,
         "held_out": data.held_out,
@@ -142,7 +170,7 @@ def _packed(job: Job, checkpoint: Path, tokenizer: Tokenizer, part: str, split: 
 
     stage: PretrainStage | SftStage | EvaluateStage = job.stage
     documents = _tokens(job, checkpoint, tokenizer, part, split)
-    documents = sample(documents, limit) if limit else documents
+    documents = sample(documents, limit, whole=isinstance(stage, SftStage)) if limit else documents
     if isinstance(stage, SftStage):
         return pack(documents, stage.row_tokens, whole=True)
     return pack(documents, stage.row_tokens, stage.document_mask)
