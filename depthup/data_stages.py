@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .artifacts.fingerprint import Digests
 from .data_stage_settings import AlignmentStage, DecontaminateStage, SynthesizeStage
 from .errors import DataError
-from .score_stage import DATA_VARIABLE
-from .stage_data import Job, source_of
+from .stage_data import DATA_VARIABLE, Job, source_of
 
 if TYPE_CHECKING:
     from .generation.backend import Backend

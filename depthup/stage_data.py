@@ -13,6 +13,7 @@ from .artifacts.fingerprint import Digests, fingerprint
 from .artifacts.record import Record
 from .artifacts.store import Store
 from .data_settings import FilesData, HubData, InstalledDocsData, PlainData, StageData, parts_of
+from .errors import DataError
 from .files import publishing
 from .recipe import Recipe
 from .stage_settings import EvaluateStage, PreferenceStage, PretrainStage, SftStage

@@ -151,7 +151,7 @@ ABOVE = {
         "stages",
         "pipeline",
     },
-    "score_stage": {"stages", "data_stages"},
+    "score_stage": {"stages"},
     "training_run": {"training_stages", "stages"},
     "training_stages": {"stages", "training_verbs"},
     "training_verbs": {"cli"},
