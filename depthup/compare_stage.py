@@ -53,7 +53,8 @@ def _table(found: Comparison, paper: tuple[str | None, ...]) -> dict[str, Any]:
         if row is not None:
             printed = dict(zip(TASKS, SCORES[row], strict=True))
             theirs = [f"{printed[title]:.2f}" if title in printed else "" for title in titles]
-            theirs = [f"{mean_score(row):.2f}", *theirs] if has_mean else theirs
+            theirs_mean = f"{mean_score(row):.2f}" if set(titles) == TASKS.keys() else ""  # H6 is a mean of these six
+            theirs = [theirs_mean, *theirs] if has_mean else theirs
         rows.append({
             "name": name,
             "cells": [with_margin(mean, in_points[0]), *cells] if has_mean else cells,

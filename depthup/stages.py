@@ -142,11 +142,11 @@ def run_upscale(job: Job, folder: Path) -> dict[str, Any]:
     ) as bar:
         write_surgery(surgery, folder, bar.update)
     if stage.config:
-        _set_config(folder, stage.config)
+        set_config(folder, stage.config)
     return {"plan": plan.to_json(), **shape_of(folder)}
 
 
-def _set_config(folder: Path, settings: Mapping[str, Any]) -> None:
+def set_config(folder: Path, settings: Mapping[str, Any]) -> None:
     """Set keys of a target's ``config.json``, and prove that its weights are still those that it names."""
     from .checkpoint.check import check_checkpoint
     from .checkpoint.reader import read_config

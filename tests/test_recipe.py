@@ -105,6 +105,14 @@ def test_the_control_recipe_is_the_quickstart_and_one_more_run() -> None:
     assert control.stages["control"] == quickstart.stages["trained"].model_copy(update={"model": "base"})
 
 
+def test_smol_from_the_hub_is_smol_with_other_data() -> None:
+    folder = REPOSITORY / "recipes" / "smol"
+    here, hub = load_recipe(folder), load_recipe(folder / "hub.yaml")
+    assert (hub.name, hub.seed, hub.stages) == (here.name, here.seed, here.stages)
+    assert hub.data.keys() == here.data.keys()
+    assert all(entry.source != "files" for entry in hub.data.values())
+
+
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in REPOSITORY.glob("recipes/*/recipe.yaml")))
 def test_each_recipe_of_the_repository_loads_and_is_explained(folder: str) -> None:
     recipe = load_recipe(REPOSITORY / "recipes" / folder)
