@@ -105,13 +105,11 @@ def _placed(path: str) -> str:
     return os.environ[DATA_VARIABLE] + path.removeprefix(_DATA_FOLDER)
 
 
-def _is_not_here(data: Any) -> bool:
+def _waits_for_folder(data: Any) -> bool:
     """Whether files lie in a folder that no variable names yet: the recipe can be looked at, and not be run."""
-    return (
-        isinstance(data, FilesData)
-        and not os.environ.get(DATA_VARIABLE)
-        and any(path.startswith(_DATA_FOLDER) for path in data.paths)
-    )
+    if not isinstance(data, FilesData) or os.environ.get(DATA_VARIABLE):
+        return False
+    return any(path.startswith(_DATA_FOLDER) for path in data.paths)
 
 
 def data_identity(recipe: Recipe, name: str, digests: Digests, made: Mapping[str, str]) -> dict[str, Any]:
@@ -133,8 +131,8 @@ def data_identity(recipe: Recipe, name: str, digests: Digests, made: Mapping[str
     own: dict[str, Any]
     if isinstance(data, StageData):
         own = {"source": "stage", "stage": made[data.stage], "field": data.field}
-    elif _is_not_here(data):
-        own = {"source": "files", "files": f"{', '.join(data.paths)}: not here yet"}
+    elif _waits_for_folder(data):
+        own = {"source": "files", "files": f"{_DATA_FOLDER} is not set yet"}
     else:
         own = _outside_source(data).identity(digests.of)
     return {

@@ -9,14 +9,16 @@ from typing import Any, get_args
 import pytest
 from safetensors.torch import load_file
 
+from depthup import stages
 from depthup.artifacts.store import Store
 from depthup.contamination.rules import RULES
 from depthup.data_stage_settings import AlignmentStage, DecontaminateStage
-from depthup.errors import RecipeError
+from depthup.errors import DataError, RecipeError
 from depthup.evaluation.paper_tables import SCORES
 from depthup.merging.methods import METHODS
 from depthup.pipeline import Node, run, survey
 from depthup.recipe import parse_recipe
+from depthup.report.collect import collect_rows
 from depthup.stage_settings import NEED_BASE, PAPER_ROWS, MergeStage
 from depthup.synthesis.pairs import VARIANTS
 from depthup.workloads import workloads
@@ -186,3 +188,64 @@ def test_every_kind_has_a_plan() -> None:
     assert found["average"].copied_bytes == 3 * one
     assert found["offsets"].copied_bytes == 4 * one
     assert found["synth"].kept_bytes > 0
+
+
+def test_tokens_behind_a_merge_are_counted_once(made) -> None:
+    _, nodes, _ = made
+    records = {name: node.record for name, node in nodes.items()}
+    own = {name: records[name].results["num_tokens_seen"] for name in ("tuned", "preferred")}
+    rows = {}
+    for name in ("tuned", "average", "same"):
+        loss = {"model": name, "loss": 1.0, "num_tokens": 1, "num_layers": 2, "num_parameters": 1}
+        evaluation = records[name].model_copy(update={"results": loss})
+        rows[name] = collect_rows([f"{name}-loss"], {**records, f"{name}-loss": evaluation})[0].tokens_seen
+    assert rows == {"tuned": own["tuned"], "average": sum(own.values()), "same": sum(own.values())}
+
+
+def test_scores_that_are_left_out_leave_the_table_out_with_the_reason(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("DEPTHUP_DATA", raising=False)
+    monkeypatch.setattr(stages, "score_benchmarks", lambda job, folder: {"scores_left_out": "no network today"})
+    scored = {"kind": "evaluate", "model": "base", "tasks": ["winogrande"], "optional": True}
+    recipe = parse_recipe({"name": "left", "stages": {
+        "base": RECIPE["stages"]["base"], "one": scored, "two": {**scored, "sample": 3},
+        "table": {"kind": "compare", "title": "A table", "evaluations": ["one", "two"], "paper": ["SFT v1", None]},
+        "page": {"kind": "report", "title": "T", "evaluations": ["one"], "comparisons": ["table"]},
+    }})  # fmt: skip
+    nodes = run(recipe, Store(tmp_path / "store"), device="cpu", progress=False, tell=lambda line: None)
+    assert nodes["table"].record.results == {"title": "A table", "left_out": "no network today"}
+    page = (nodes["page"].folder / "page.html").read_text()
+    assert "A table" in page
+    assert "left out: no network today" in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"evaluations": ["loss", "loss"]}, "stage 'loss' scores no benchmarks"),
+        ({"evaluations": ["loss"]}, "evaluations"),
+        ({"evaluations": ["base", "base"]}, "stage 'base' is of kind import"),
+        ({"evaluations": ["scored", "scored"], "paper": ["SFT v5", None]}, "the paper has no row 'SFT v5'"),
+        ({"evaluations": ["scored", "scored"], "paper": [None]}, "1 rows of the paper for 2 evaluations"),
+    ],
+)
+def test_a_wrong_comparison_is_refused(settings: dict[str, Any], said: str) -> None:
+    value = {"name": "x", "stages": {
+        "base": RECIPE["stages"]["base"],
+        "loss": {"kind": "evaluate", "model": "base", "prompts": ["a"]},
+        "scored": {"kind": "evaluate", "model": "base", "suite": "quick"},
+        "table": {"kind": "compare", "title": "T", **settings},
+    }}  # fmt: skip
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe(value)
+
+
+def test_files_below_an_unset_variable_can_be_looked_at_and_not_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("DEPTHUP_DATA", raising=False)
+    value = {"name": "x", "data": {"text": {"source": "files", "paths": ["$DEPTHUP_DATA/pretrain"]}}, "stages": {
+        "base": RECIPE["stages"]["base"],
+        "loss": {"kind": "evaluate", "model": "base", "data": "text"},
+    }}  # fmt: skip
+    recipe, store = parse_recipe(value), Store(tmp_path / "store")
+    assert survey(recipe, store)["loss"].state == "missing"
+    with pytest.raises(DataError, match=r"reads \$DEPTHUP_DATA/pretrain, and DEPTHUP_DATA is not set"):
+        run(recipe, store, device="cpu", progress=False, tell=lambda line: None)
