@@ -21,8 +21,7 @@ class Quota(Settings):
 
 
 class SynthesizeStage(StageSettings):
-    """Verified math problems and solutions made of seeds, as MetaMath makes them (arXiv:2309.12284). Give the seeds as
-    `data` or `factory`."""
+    """Verified math problems and solutions, as MetaMath makes them (arXiv:2309.12284), of seeds: `data` or `factory`."""
 
     INPUTS: ClassVar[Mapping[str, Made]] = {"model": "checkpoint"}
     MAKES: ClassVar[Made] = "data"
