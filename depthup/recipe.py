@@ -10,11 +10,15 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+from .data_settings import DATA_KINDS, DataSettings, JoinedData, MixtureData, StageData, parts_of
+from .data_stage_settings import DecontaminateStage, SynthesizeStage
 from .errors import RecipeError, nearest
-from .stage_settings import DATA_KINDS, STAGE_KINDS, DataSettings, MixtureData, Settings, Stage
+from .settings import Settings
+from .stage_settings import STAGE_KINDS, CompareStage, PreferenceStage, Stage
 
 RECIPE_NAME = "recipe.yaml"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_RECIPE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # a dot as in solar-10.7b
 
 
 class Recipe(Settings):
@@ -68,30 +72,30 @@ def parse_recipe(value: Any, where: str = "recipe") -> Recipe:
         if key not in value:
             raise RecipeError(f"{where}: '{key}' is missing", allowed=", ".join(Recipe.model_fields))
     name = value["name"]
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise RecipeError(f"{where}: name: {name!r}", allowed="lower-case letters, digits, - and _, as in my-run")
+    if not isinstance(name, str) or not _RECIPE_NAME.fullmatch(name):
+        raise RecipeError(f"{where}: name: {name!r}", allowed="lower-case letters, digits, -, _ and ., as in my-run")
     data = {
         key: _parse(_kind(entry, "source", DATA_KINDS, f"{where}: data.{key}"), entry, f"{where}: data.{key}")
         for key, entry in _mapping(value.get("data") or {}, f"{where}: data").items()
     }
-    _check_mixtures(data, where)
+    _check_parts(data, where)
     stages: dict[str, Any] = {}
     for key, entry in _mapping(value["stages"], f"{where}: stages").items():
         place = f"{where}: stages.{key}"
         if not _NAME.fullmatch(str(key)) or key == "tokens":
             raise RecipeError(f"{place}: a stage cannot have this name", allowed="lower-case letters, digits, - and _")
         stage = _parse(_kind(entry, "kind", STAGE_KINDS, place), entry, place)
-        _check_references(stage, place, data, stages)
-        stages[key] = stage
+        _check_references(stage, place, stages)
+        stages[key] = stage.reading(_made_data(stage, place, data, stages))
     if not stages:
         raise RecipeError(f"{where}: stages is empty", next_step="begin with recipes/quickstart/recipe.yaml")
     return _parse(Recipe, {"name": name, "seed": value.get("seed", 0), "data": data, "stages": stages}, where)
 
 
-def _check_mixtures(data: Mapping[str, Any], where: str) -> None:
-    plain = [name for name, entry in data.items() if not isinstance(entry, MixtureData)]
+def _check_parts(data: Mapping[str, Any], where: str) -> None:
+    plain = [name for name, entry in data.items() if not isinstance(entry, MixtureData | JoinedData)]
     for key, entry in data.items():
-        for part in entry.parts if isinstance(entry, MixtureData) else ():
+        for part in entry.parts if isinstance(entry, MixtureData | JoinedData) else ():
             if part not in plain:
                 raise RecipeError(
                     f"{where}: data.{key}.parts: no data are called '{part}'{nearest(part, plain)}",
@@ -99,30 +103,75 @@ def _check_mixtures(data: Mapping[str, Any], where: str) -> None:
                 )
 
 
-def _check_references(stage: Stage, place: str, data: Mapping[str, Any], above: Mapping[str, Stage]) -> None:
-    for setting in stage.INPUTS:
-        value = getattr(stage, setting)
-        for name in [value] if isinstance(value, str) else value or ():
-            is_folder = ("/" in name or Path(name).is_dir()) and setting != "evaluations"
-            if name not in above and not is_folder:
-                raise RecipeError(
-                    f"{place}.{setting}: '{name}' is no stage above this one{nearest(name, above)}",
-                    allowed=(", ".join(above) or "none yet") + ("" if setting == "evaluations" else ", or a folder"),
-                )
-            kind = above[name].kind if name in above else None
-            if kind and (kind == "evaluate") != (setting == "evaluations"):
-                raise RecipeError(
-                    f"{place}.{setting}: stage '{name}' is of kind {kind}",
-                    allowed="an evaluate stage" if setting == "evaluations" else "a stage that makes a checkpoint",
-                )
-            if kind == "report":
-                raise RecipeError(f"{place}.{setting}: stage '{name}' is a report, it makes no checkpoint")
+_NAMED = {
+    "checkpoint": "a stage that makes a checkpoint", "scores": "an evaluate stage", "comparison": "a compare stage",
+    "data": "a synthesize stage", "page": "a report",
+}  # fmt: skip
+
+
+def _check_references(stage: Stage, place: str, above: Mapping[str, Stage]) -> None:
+    """Every stage that a setting names stands above, and makes what is asked."""
+    for setting, name in stage.named():
+        wanted = stage.INPUTS[setting]
+        is_folder = ("/" in name or Path(name).is_dir()) and wanted == "checkpoint"
+        if name not in above and not is_folder:
+            raise RecipeError(
+                f"{place}.{setting}: '{name}' is no stage above this one{nearest(name, above)}",
+                allowed=(", ".join(above) or "none yet") + (", or a folder" if wanted == "checkpoint" else ""),
+            )
+        if name in above and (wanted != above[name].MAKES or (wanted == "data" and above[name].kind != "synthesize")):
+            raise RecipeError(
+                f"{place}.{setting}: stage '{name}' is of kind {above[name].kind}", allowed=_NAMED[wanted]
+            )
+        if isinstance(stage, CompareStage) and not getattr(above[name], "asked", ()):
+            raise RecipeError(
+                f"{place}.{setting}: stage '{name}' scores no benchmarks", next_step=f"give '{name}' a suite or tasks"
+            )
+
+
+def _made_data(stage: Stage, place: str, data: Mapping[str, Any], above: Mapping[str, Stage]) -> tuple[str, ...]:
+    """The stages that make the data of a stage, all of which stand above it."""
     wanted = getattr(stage, "data", None)
-    if wanted is not None and wanted not in data:
+    if wanted is None:
+        return ()
+    if wanted not in data:
         raise RecipeError(
             f"{place}.data: no data are called '{wanted}'{nearest(wanted, data)}",
             allowed=", ".join(data) or "none: add an entry under data:",
         )
+    entry = data[wanted]
+    if isinstance(entry, MixtureData) and isinstance(stage, PreferenceStage | SynthesizeStage | DecontaminateStage):
+        raise RecipeError(
+            f"{place}.data: the data '{wanted}' are a mixture, and "
+            + (
+                "preference pairs are not mixed by rows"
+                if isinstance(stage, PreferenceStage)
+                else f"{stage.kind} reads one source"
+            ),
+            allowed="source: joined for preference pairs, else one source; its files may be several",
+        )
+    if isinstance(entry, JoinedData) and not isinstance(stage, PreferenceStage):
+        raise RecipeError(
+            f"{place}.data: the data '{wanted}' are joined, which is for preference pairs",
+            allowed="source: mixture for training on text or conversations, else one source",
+        )
+    found = []
+    for part in parts_of(data, wanted):
+        if isinstance(data[part], StageData):
+            name = data[part].stage
+            if name not in above:
+                raise RecipeError(
+                    f"{place}.data: the data '{part}' are made by '{name}', which is no stage above this one"
+                    f"{nearest(name, above)}",
+                    allowed=", ".join(key for key, one in above.items() if one.MAKES == "data") or "none yet",
+                )
+            if above[name].MAKES != "data":
+                raise RecipeError(
+                    f"{place}.data: the data '{part}' are those of '{name}', which is of kind {above[name].kind}",
+                    allowed="a synthesize, alignment or decontaminate stage",
+                )
+            found.append(name)
+    return tuple(found)
 
 
 def _parse(model: type[Any], value: Any, where: str) -> Any:

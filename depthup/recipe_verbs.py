@@ -81,7 +81,7 @@ def _status(options: argparse.Namespace) -> None:
     nodes = survey(recipe, store)
     for name, node in nodes.items():
         note = f"  {node.reason}" if node.reason else f"  {node.folder}" if node.state == "cached" else ""
-        print(f"{name:<16}{node.stage.kind:<10}{node.state:<8}{note}")
+        print(f"{name:<20}{node.stage.kind:<14}{node.state:<8}{note}")
     known = {partial_path(node.folder) for node in nodes.values()}
     for folder in store.leftovers():
         if folder not in known:

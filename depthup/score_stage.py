@@ -9,10 +9,8 @@ from typing import Any
 from .artifacts.fingerprint import Digests
 from .errors import DataError
 from .recipe import Recipe
-from .stage_data import Job
+from .stage_data import DATA_VARIABLE, Job
 from .stage_settings import EvaluateStage
-
-DATA_VARIABLE = "DEPTHUP_DATA"
 
 
 def benchmark_folder(stage: EvaluateStage) -> Path | None:

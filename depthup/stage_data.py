@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,11 @@ from typing import TYPE_CHECKING, Any
 from .artifacts.fingerprint import Digests, fingerprint
 from .artifacts.record import Record
 from .artifacts.store import Store
-from .errors import RecipeError
+from .data_settings import FilesData, HubData, InstalledDocsData, PlainData, StageData, parts_of
+from .errors import DataError
 from .files import publishing
 from .recipe import Recipe
-from .stage_settings import (
-    EvaluateStage,
-    FilesData,
-    HubData,
-    InstalledDocsData,
-    MixtureData,
-    PreferenceStage,
-    PretrainStage,
-    SftStage,
-)
+from .stage_settings import EvaluateStage, PreferenceStage, PretrainStage, SftStage
 
 if TYPE_CHECKING:  # torch and numpy are loaded when a stage runs, so that looking at a recipe takes no time
     from .data.packing import PackedRows, Rows
@@ -32,6 +25,8 @@ if TYPE_CHECKING:  # torch and numpy are loaded when a stage runs, so that looki
     from .models import Tokenizer
     from .training.parallel import World
 
+DATA_VARIABLE = "DEPTHUP_DATA"  # names the folder of real data and benchmarks
+_DATA_FOLDER = f"${DATA_VARIABLE}"
 _TOKENS_VERSION = 2  # raised when the same text gives other tokens than before
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "*.model", "*.jinja")
 
@@ -72,53 +67,80 @@ class Job:
             self.world.wait()
 
 
-def source_of(recipe: Recipe, name: str) -> Any:
-    """The source that a recipe's entry describes (not a mixture)."""
+def source_of(job: Job, name: str) -> Any:
+    """The source that an entry of a job's recipe describes (neither mixed nor joined)."""
+    from .data.sources import Files
+
+    data = job.recipe.data[name]
+    if isinstance(data, StageData):
+        files = job.records[data.stage].results["files"]
+        return Files(tuple(str(job.folders[data.stage] / file) for file in files), data.field)
+    return _outside_source(data)
+
+
+def _outside_source(data: Any) -> Any:
     from .data.sources import Files, HubDataset, InstalledDocs
 
-    match recipe.data[name]:
-        case InstalledDocsData() as data:
+    match data:
+        case InstalledDocsData():
             return InstalledDocs(data.packages, data.min_characters)
-        case FilesData() as data:
-            return Files(data.paths, data.field)
-        case HubData() as data:
+        case FilesData():
+            return Files(tuple(_placed(path) for path in data.paths), data.field)
+        case HubData():
             return HubDataset(data.name, data.config, data.split, data.field, data.revision)
-    raise AssertionError(name)
+    raise AssertionError(data)
 
 
-def data_identity(recipe: Recipe, name: str, digests: Digests) -> dict[str, Any]:
-    """What an entry's text depends on."""
+def _placed(path: str) -> str:
+    """A path whose first part may be ``$DEPTHUP_DATA``.
+
+    Raises:
+        DataError: The variable is not set.
+    """
+    if not path.startswith(_DATA_FOLDER):
+        return path
+    if not os.environ.get(DATA_VARIABLE):
+        raise DataError(f"the recipe reads {path}, and {DATA_VARIABLE} is not set",
+                        next_step=f"{DATA_VARIABLE}=FOLDER depthup run ...")  # fmt: skip
+    return os.environ[DATA_VARIABLE] + path.removeprefix(_DATA_FOLDER)
+
+
+def _waits_for_folder(data: Any) -> bool:
+    """Whether files lie in a folder that no variable names yet: the recipe can be looked at, and not be run."""
+    if not isinstance(data, FilesData) or os.environ.get(DATA_VARIABLE):
+        return False
+    return any(path.startswith(_DATA_FOLDER) for path in data.paths)
+
+
+def data_identity(recipe: Recipe, name: str, digests: Digests, made: Mapping[str, str]) -> dict[str, Any]:
+    """What an entry's text depends on.
+
+    Args:
+        recipe: Where it stands.
+        name: Its name.
+        digests: Remembers digests of files.
+        made: Fingerprint of each stage that makes data, by its name.
+    """
     data = recipe.data[name]
-    if isinstance(data, MixtureData):
-        parts = [{**data_identity(recipe, part, digests), "weight": weight} for part, weight in data.parts.items()]
-        return {"source": "mixture", "parts": parts}
+    if not isinstance(data, PlainData):
+        parts = [
+            {**data_identity(recipe, part, digests, made), "weight": weight}
+            for part, weight in parts_of(recipe.data, name).items()
+        ]
+        return {"source": data.source, "parts": parts}
+    own: dict[str, Any]
+    if isinstance(data, StageData):
+        own = {"source": "stage", "stage": made[data.stage], "field": data.field}
+    elif _waits_for_folder(data):
+        own = {"source": "files", "files": f"{_DATA_FOLDER} is not set yet"}
+    else:
+        own = _outside_source(data).identity(digests.of)
     return {
-        **source_of(recipe, name).identity(digests.of),
+        **own,
         "held_out": data.held_out,
         "max_documents": data.max_documents,
         **({"max_tokens": data.max_tokens} if data.max_tokens else {}),
     }
-
-
-def plain_data(recipe: Recipe, name: str) -> InstalledDocsData | FilesData | HubData:
-    """An entry that is no mixture.
-
-    Raises:
-        RecipeError: It is one.
-    """
-    data = recipe.data[name]
-    if isinstance(data, MixtureData):
-        raise RecipeError(
-            f"the data '{name}' are a mixture, and preference pairs are not mixed by rows",
-            allowed="one source; its files may be several: paths: [a.jsonl, b.jsonl]",
-        )
-    return data
-
-
-def parts_of(recipe: Recipe, name: str) -> dict[str, float]:
-    """The entries that an entry is mixed of, with their weights; itself, if it is no mixture."""
-    data = recipe.data[name]
-    return dict(data.parts) if isinstance(data, MixtureData) else {name: 1.0}
 
 
 # -- text and conversations -------------------------------------------------------------------------------------------
@@ -128,7 +150,7 @@ def training_rows(job: Job, checkpoint: Path, tokenizer: Tokenizer) -> Rows:
     """The rows of a pretrain or sft stage, mixed if its data are."""
     from .data.mixture import Mixture
 
-    parts = parts_of(job.recipe, job.stage.data)
+    parts = parts_of(job.recipe.data, job.stage.data)
     rows = {part: _packed(job, checkpoint, tokenizer, part, "train") for part in parts}
     if len(rows) == 1:
         return next(iter(rows.values()))
@@ -137,7 +159,7 @@ def training_rows(job: Job, checkpoint: Path, tokenizer: Tokenizer) -> Rows:
 
 def held_out_rows(job: Job, checkpoint: Path, tokenizer: Tokenizer, num_tokens: int) -> dict[str, PackedRows]:
     """Held-out rows of each part of the stage's data, of ``num_tokens`` tokens each."""
-    parts = parts_of(job.recipe, job.stage.data)
+    parts = parts_of(job.recipe.data, job.stage.data)
     return {part: _packed(job, checkpoint, tokenizer, part, "held_out", num_tokens) for part in parts}
 
 
@@ -147,7 +169,7 @@ def _packed(job: Job, checkpoint: Path, tokenizer: Tokenizer, part: str, split: 
 
     stage: PretrainStage | SftStage | EvaluateStage = job.stage
     documents = _tokens(job, checkpoint, tokenizer, part, split)
-    documents = sample(documents, limit) if limit else documents
+    documents = sample(documents, limit, whole=isinstance(stage, SftStage)) if limit else documents
     if isinstance(stage, SftStage):
         return pack(documents, stage.row_tokens, whole=True)
     return pack(documents, stage.row_tokens, stage.document_mask)
@@ -161,7 +183,8 @@ def _tokens(job: Job, checkpoint: Path, tokenizer: Tokenizer, part: str, split: 
     from .data.tokens import TextEncoder, open_tokens, write_encoded
     from .models import end_of_text
 
-    stage, data, source = job.stage, plain_data(job.recipe, part), source_of(job.recipe, part)
+    stage, data, source = job.stage, job.recipe.data[part], source_of(job, part)
+    assert isinstance(data, PlainData)
     chat = isinstance(stage, SftStage)
     settings: dict[str, Any] = {}
     if chat:
@@ -190,10 +213,11 @@ def _made_once(
     """The folder of tokens of some data, tokenizer, side and settings: found in the store, or made and put there."""
     from tqdm import tqdm
 
+    fingerprints = {name: record.fingerprint for name, record in job.records.items()}
     files = sorted({path for pattern in _TOKENIZER_FILES for path in checkpoint.glob(pattern)})
     key = fingerprint({
         "version": _TOKENS_VERSION,
-        "data": data_identity(job.recipe, part, job.store.digests),
+        "data": data_identity(job.recipe, part, job.store.digests, fingerprints),
         "tokenizer": {path.name: job.store.digests.of(path) for path in files},
         "split": split,
         **settings,
@@ -214,24 +238,32 @@ def _made_once(
 
 def training_pairs(job: Job, checkpoint: Path, tokenizer: Tokenizer) -> TokenizedPairs:
     """The pairs of a dpo or sdpo stage, of all parts of its data one after another."""
-    return _pairs(job, checkpoint, tokenizer, "train")
+    from .data.pair_tokens import join_pairs
+
+    parts = parts_of(job.recipe.data, job.stage.data)
+    return join_pairs({part: _pairs(job, checkpoint, tokenizer, part, "train") for part in parts})
 
 
 def held_out_pairs(job: Job, checkpoint: Path, tokenizer: Tokenizer, num_pairs: int) -> TokenizedPairs:
-    """The first ``num_pairs`` held-out pairs."""
+    """The first ``num_pairs`` held-out pairs, an equal number of each part."""
     import numpy as np
 
-    pairs = _pairs(job, checkpoint, tokenizer, "held_out")
-    return pairs.subset(np.arange(min(num_pairs, pairs.num_pairs)))
+    from .data.pair_tokens import join_pairs
+
+    parts = parts_of(job.recipe.data, job.stage.data)
+    each = -(-num_pairs // len(parts))
+    found = {part: _pairs(job, checkpoint, tokenizer, part, "held_out") for part in parts}
+    return join_pairs({part: pairs.subset(np.arange(min(each, pairs.num_pairs))) for part, pairs in found.items()})
 
 
-def _pairs(job: Job, checkpoint: Path, tokenizer: Tokenizer, split: Split) -> TokenizedPairs:
+def _pairs(job: Job, checkpoint: Path, tokenizer: Tokenizer, part: str, split: Split) -> TokenizedPairs:
     from .data.chat import chat_encoder, encoding_identity
     from .data.pair_tokens import chat_encode, open_pairs, write_pairs
     from .data.preferences import read_pairs, select_pairs
 
     stage: PreferenceStage = job.stage
-    data, source = plain_data(job.recipe, stage.data), source_of(job.recipe, stage.data)
+    data, source = job.recipe.data[part], source_of(job, part)
+    assert isinstance(data, PlainData)
     keys = ("max_tokens", "truncate", "min_margin")
 
     def make(folder: Path, advance: Callable[[int], object]) -> None:
@@ -250,4 +282,4 @@ def _pairs(job: Job, checkpoint: Path, tokenizer: Tokenizer, split: Split) -> To
         )
 
     settings = {key: getattr(stage, key) for key in keys} | {"pairs": encoding_identity(stage.template, "last", False)}
-    return open_pairs(_made_once(job, checkpoint, stage.data, split, settings, make))
+    return open_pairs(_made_once(job, checkpoint, part, split, settings, make))

@@ -1,110 +1,14 @@
-"""What a recipe's data and stages may say: frozen, validated types, one class for each kind."""
+"""What a recipe's stages may say: one class for each kind."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _circumstance(default: int, minimum: int, description: str) -> Any:
-    """A setting that changes speed or memory but not the result: it is not part of the fingerprint."""
-    return Field(default, ge=minimum, description=description, json_schema_extra={"circumstance": True})
-
-
-def _free(default: Any, description: str) -> Any:
-    """A circumstance that is no count."""
-    return Field(default, description=description, json_schema_extra={"circumstance": True})
-
-
-# -- data -------------------------------------------------------------------------------------------------------------
-
-
-class _Data(Settings):
-    held_out: float = Field(0.1, gt=0, lt=1, description="Share of documents that is held out, chosen by hash.")
-    max_documents: int | None = Field(None, gt=0, description="Use at most so many documents of each side.")
-    max_tokens: int | None = Field(
-        None,
-        gt=0,
-        description="Stop reading a side behind the document that reaches so many tokens: a data set on the"
-        " hub is streamed only so far. Not for preference pairs.",
-    )
-
-
-class InstalledDocsData(_Data):
-    """Documentation that Python and installed packages carry: real text on every machine, without a network."""
-
-    source: Literal["installed-docs"]
-    packages: tuple[str, ...] = Field(
-        ("python",),
-        min_length=1,
-        description="`python` is the language reference, `stdlib` the standard library's docstrings, any other name"
-        " the docstrings of that package.",
-    )
-    min_characters: int = Field(400, ge=0, description="Shorter docstrings are left out.")
-
-
-class FilesData(_Data):
-    """Local files: .jsonl, .json, .txt (each also with .gz), .parquet, or folders of them."""
-
-    source: Literal["files"]
-    paths: tuple[str, ...] = Field(min_length=1, description="Files or folders, relative to the working folder.")
-    field: str = Field("text", description="The row's field that holds the text.")
-
-
-class HubData(_Data):
-    """A data set by its name on the Hugging Face Hub, streamed."""
-
-    source: Literal["hub"]
-    name: str = Field(description="As in `HuggingFaceFW/fineweb-edu`.")
-    config: str | None = Field(None, description="The data set's configuration.")
-    split: str = Field("train", description="The data set's split.")
-    field: str = Field("text", description="The column that holds the text.")
-    revision: str | None = Field(None, description="A commit, so that the text cannot change.")
-
-
-class MixtureData(Settings):
-    """Several of the data above, mixed by rows in exact shares."""
-
-    source: Literal["mixture"]
-    parts: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        min_length=2, description="Weight of each entry, by its name; only their ratios count."
-    )
-
-
-DataSettings = Annotated[InstalledDocsData | FilesData | HubData | MixtureData, Field(discriminator="source")]
-DATA_KINDS: dict[str, type[Settings]] = {
-    "installed-docs": InstalledDocsData, "files": FilesData, "hub": HubData, "mixture": MixtureData,
-}  # fmt: skip
-
-
-# -- stages -----------------------------------------------------------------------------------------------------------
-
-
-class _Stage(Settings):
-    kind: str
-    INPUTS: ClassVar[tuple[str, ...]] = ()  # the settings that name other stages, or checkpoint folders
-
-    @classmethod
-    def circumstances(cls) -> set[str]:
-        """Names of the settings that are no part of the result's identity."""
-        return {
-            name
-            for name, field in cls.model_fields.items()
-            if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("circumstance")
-        }
-
-    def inputs(self) -> tuple[str, ...]:
-        """Every stage or folder that this stage reads."""
-        named: list[str] = []
-        for key in self.INPUTS:
-            value = getattr(self, key)
-            named += [value] if isinstance(value, str) else list(value or ())
-        return tuple(named)
+from .data_stage_settings import AlignmentStage, DecontaminateStage, SynthesizeStage
+from .settings import Made, Settings, StageSettings, circumstance, free
 
 
 class RandomModel(Settings):
@@ -114,7 +18,7 @@ class RandomModel(Settings):
     hidden_size: int = Field(64, ge=16, multiple_of=16, description="Width.")
 
 
-class ImportStage(_Stage):
+class ImportStage(StageSettings):
     """A GGUF file, or a random tiny model, becomes a checkpoint folder. Give `gguf` or `random`."""
 
     kind: Literal["import"]
@@ -135,16 +39,19 @@ class ImportStage(_Stage):
         return self
 
 
-class UpscaleStage(_Stage):
+class UpscaleStage(StageSettings):
     """Surgery: base checkpoint + plan -> target checkpoint. Give one of the last four settings."""
 
-    INPUTS: ClassVar[tuple[str, ...]] = ("base",)
+    INPUTS: ClassVar[Mapping[str, Made]] = {"base": "checkpoint"}
     kind: Literal["upscale"]
     base: str = Field(description="Stage or checkpoint folder.")
     remove: int | None = Field(None, ge=0, description="m: layers removed from each copy (SOLAR: 8 of 32).")
     target_layers: int | None = Field(None, gt=0, description="s = 2 (n - m).")
     layers: str | None = Field(None, description="The plan itself, as in `0-23,8-31`.")
     preset: str | None = Field(None, description="A published plan: see `depthup layers --help`.")
+    config: dict[str, Any] = Field(
+        {}, description="Keys of the target's `config.json` that are set to other values; null takes one out."
+    )
 
     @model_validator(mode="after")
     def _one_plan(self) -> UpscaleStage:
@@ -172,10 +79,10 @@ class Lora(Settings):
 Group = Literal["new", "seam", "original", "outside"]
 
 
-class _Training(_Stage):
+class _Training(StageSettings):
     """What every kind of training may say."""
 
-    INPUTS: ClassVar[tuple[str, ...]] = ("model",)
+    INPUTS: ClassVar[Mapping[str, Made]] = {"model": "checkpoint"}
     model: str = Field(description="Stage or checkpoint folder.")
     data: str = Field(description="Name of an entry under `data:`.")
     learning_rate: float = Field(gt=0, description="Peak rate.")
@@ -204,23 +111,23 @@ class _Training(_Stage):
         6.0, gt=0, description="A loss or gradient so many deviations above the mean of 128 steps is skipped."
     )
     eval_every: int = Field(0, ge=0, description="Steps between held-out measurements; 0: at start and end only.")
-    micro_batch_rows: int = _circumstance(4, 1, "Rows in one forward pass: memory and speed, not the result.")
-    checkpoint_every: int = _circumstance(
+    micro_batch_rows: int = circumstance(4, 1, "Rows in one forward pass: memory and speed, not the result.")
+    checkpoint_every: int = circumstance(
         0, 0, "Steps between saved states, the last step included; 0: when interrupted only."
     )
-    num_states: int = _circumstance(1, 1, "Newest saved states that are kept.")
-    recompute: Literal["none", "selective", "full"] = _free("none", "Activations that the backward pass makes again.")
-    compile: bool = _free(False, "Compile each layer (GPUs).")
-    shard_ranks: int | None = _free(None, "Ranks that share one copy of the model (HSDP); all, where it is not said.")
-    loggers: tuple[Literal["tensorboard", "wandb"], ...] = _free((), "Where metrics go besides metrics.jsonl.")
-    sample_prompts: tuple[str, ...] = _free((), "Texts that are continued at each measurement, to be looked at.")
-    tokenize_workers: int = _circumstance(1, 1, "Processes that tokenize.")
+    num_states: int = circumstance(1, 1, "Newest saved states that are kept.")
+    recompute: Literal["none", "selective", "full"] = free("none", "Activations that the backward pass makes again.")
+    compile: bool = free(False, "Compile each layer (GPUs).")
+    shard_ranks: int | None = free(None, "Ranks that share one copy of the model (HSDP); all, where it is not said.")
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = free((), "Where metrics go besides metrics.jsonl.")
+    sample_prompts: tuple[str, ...] = free((), "Texts that are continued at each measurement, to be looked at.")
+    tokenize_workers: int = circumstance(1, 1, "Processes that tokenize.")
 
 
 class PretrainStage(_Training):
     """Continued pretraining on the next token of plain text."""
 
-    INPUTS: ClassVar[tuple[str, ...]] = ("model", "optimizer_from")
+    INPUTS: ClassVar[Mapping[str, Made]] = {"model": "checkpoint", "optimizer_from": "checkpoint"}
     kind: Literal["pretrain"]
     steps: int = Field(gt=0, description="Optimiser updates.")
     rows_per_step: int = Field(gt=0, description="Rows in a global batch.")
@@ -289,7 +196,7 @@ class PreferenceStage(_Epochs):
 
     pairs_per_step: int = Field(gt=0, description="Preference pairs in a global batch.")
     max_tokens: int = Field(1024, ge=2, description="Most tokens of a prompt with one of its answers.")
-    row_tokens: int | None = _free(None, "Tokens in a row, which holds whole pairs; twice max_tokens if not said.")
+    row_tokens: int | None = free(None, "Tokens in a row, which holds whole pairs; twice max_tokens if not said.")
     truncate: Literal["prompt", "end", "drop"] = Field("prompt", description="What longer pairs lose.")
     variant: Literal["sigmoid", "sigmoid_norm", "ipo", "robust", "apo_zero", "simpo"] = Field(
         "sigmoid", description="The loss (docs/preferences.md)."
@@ -318,10 +225,47 @@ class SdpoStage(PreferenceStage):
     )
 
 
-class EvaluateStage(_Stage):
+class MergeStage(StageSettings):
+    """One checkpoint of several of the same architecture (docs/merging.md)."""
+
+    INPUTS: ClassVar[Mapping[str, Made]] = {"models": "checkpoint", "base": "checkpoint"}
+    kind: Literal["merge"]
+    models: tuple[str, ...] = Field(
+        min_length=2, description="Stages or checkpoint folders; the first gives config and tokenizer."
+    )
+    method: Literal["linear", "slerp", "task-arithmetic", "ties", "dare-linear", "dare-ties", "model-stock"] = Field(
+        "linear", description="How they are merged; `linear` is the weighted average."
+    )
+    weights: tuple[float, ...] | None = Field(None, description="One a model; all alike, where it is not said.")
+    layer_weights: dict[str, tuple[float, ...]] = Field(
+        {}, description="Other weights for some layers, by half-open ranges, as in `0-24`."
+    )
+    options: dict[str, float] = Field({}, description="Numbers of the method, others than their defaults.")
+    base: str | None = Field(None, description="What the models were trained from, where the method needs it.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="Type of the weights; each tensor's as the first model has it, where it is not said."
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> MergeStage:
+        if self.method == "slerp" and len(self.models) != 2:
+            raise ValueError(f"slerp merges 2 models, and {len(self.models)} are named")
+        if (self.base is None) == (self.method in NEED_BASE):
+            raise ValueError(f"{self.method} {'needs the' if self.base is None else 'has no'} base")
+        for weights in (self.weights, *self.layer_weights.values()):
+            if weights is not None and (len(weights) != len(self.models) or abs(sum(weights)) < 1e-9):
+                raise ValueError(f"the weights {list(weights)} do not fit {len(self.models)} models")
+        return self
+
+
+NEED_BASE = frozenset({"task-arithmetic", "ties", "dare-linear", "dare-ties", "model-stock"})
+
+
+class EvaluateStage(StageSettings):
     """Held-out loss of a checkpoint and what it writes to some prompts, scores on benchmarks, or both."""
 
-    INPUTS: ClassVar[tuple[str, ...]] = ("model",)
+    INPUTS: ClassVar[Mapping[str, Made]] = {"model": "checkpoint"}
+    MAKES: ClassVar[Made] = "scores"
     kind: Literal["evaluate"]
     model: str = Field(description="Stage or checkpoint folder.")
     data: str | None = Field(None, description="Name of an entry under `data:`, for the held-out loss.")
@@ -336,13 +280,13 @@ class EvaluateStage(_Stage):
     sample: int | None = Field(None, gt=0, description="So many items of each task, drawn with the recipe's seed.")
     limit: int | None = Field(None, gt=0, description="The first so many items of each task.")
     chat_template: bool = Field(False, description="Put prompts into the model's chat template.")
-    benchmarks: str | None = _free(None, "Folder of benchmarks (DEPTHUP_DATA, else from the hub).")
+    benchmarks: str | None = free(None, "Folder of benchmarks (DEPTHUP_DATA, else from the hub).")
     optional: bool = Field(False, description="Leave the scores out where there are neither a folder nor a network.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of the weights for the scores; auto: bfloat16 on a GPU, float32 on a CPU."
     )
-    micro_batch_rows: int = _circumstance(4, 1, "Rows in one forward pass: memory and speed, not the result.")
-    batch_tokens: int | None = _free(None, "Tokens in one pass of the scores; fitted to memory.")
+    micro_batch_rows: int = circumstance(4, 1, "Rows in one forward pass: memory and speed, not the result.")
+    batch_tokens: int | None = free(None, "Tokens in one pass of the scores; fitted to memory.")
 
     @model_validator(mode="after")
     def _something_to_measure(self) -> EvaluateStage:
@@ -360,19 +304,57 @@ class EvaluateStage(_Stage):
         return self.suite or self.tasks
 
 
-class ReportStage(_Stage):
+class CompareStage(StageSettings):
+    """Which of several models differ from the first one, and what is noise: a table with verdicts (docs/noise.md)."""
+
+    INPUTS: ClassVar[Mapping[str, Made]] = {"evaluations": "scores"}
+    MAKES: ClassVar[Made] = "comparison"
+    kind: Literal["compare"]
+    title: str = Field(description="Heading of the table.")
+    evaluations: tuple[str, ...] = Field(
+        min_length=2, description="Evaluate stages that score benchmarks; the first is the baseline."
+    )
+    paper: tuple[str | None, ...] = Field(
+        (), description="For each of them the row of the SOLAR paper's Tables 2 to 7 that stands beside it, or null."
+    )
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="Level of the tests, all of the table together.")
+
+    @model_validator(mode="after")
+    def _a_row_each(self) -> CompareStage:
+        if self.paper and len(self.paper) != len(self.evaluations):
+            raise ValueError(f"{len(self.paper)} rows of the paper for {len(self.evaluations)} evaluations")
+        for row in self.paper:
+            if row is not None and row not in PAPER_ROWS:
+                raise ValueError(f"the paper has no row '{row}'; allowed: {', '.join(PAPER_ROWS)}")
+        return self
+
+
+# Rows of the paper's Tables 2 to 7, as evaluation/paper_tables.py has them.
+PAPER_ROWS = (
+    "SOLAR-Instruct", "Qwen 72B", "Mixtral-Instruct", "Yi 34B", "SOLAR", "Qwen 14B", "Mistral 7B", "SFT v1", "SFT v2",
+    "SFT v3", "SFT v4", "SFT v3+v4", "DPO v1", "DPO v2", "DPO v1+v2", "DPO v3", "Cand. 1", "Cand. 2", "Merge v1",
+    "Merge v2", "Merge v3", "Merge v4",
+)  # fmt: skip
+
+
+class ReportStage(StageSettings):
     """One self-contained HTML page: layer map, loss curve, table, generations, lineage."""
 
-    INPUTS: ClassVar[tuple[str, ...]] = ("evaluations",)
+    INPUTS: ClassVar[Mapping[str, Made]] = {"evaluations": "scores", "comparisons": "comparison"}
+    MAKES: ClassVar[Made] = "page"
     kind: Literal["report"]
     title: str = Field(description="Heading of the page.")
     evaluations: tuple[str, ...] = Field(min_length=1, description="Evaluate stages, one a row of the table.")
+    comparisons: tuple[str, ...] = Field((), description="Compare stages, one a table with verdicts.")
     summary: str = Field("", description="One sentence below the heading.")
     notes: tuple[str, ...] = Field((), description="What the result shows, and what it does not.")
 
 
 TrainingStage = PretrainStage | SftStage | DpoStage | SdpoStage
-Stage = ImportStage | UpscaleStage | PretrainStage | SftStage | DpoStage | SdpoStage | EvaluateStage | ReportStage
+Stage = (
+    ImportStage | UpscaleStage | PretrainStage | SftStage | DpoStage | SdpoStage | MergeStage | SynthesizeStage
+    | AlignmentStage | DecontaminateStage | EvaluateStage | CompareStage | ReportStage
+)  # fmt: skip
 STAGE_KINDS: dict[str, type[Stage]] = {
     get_args(stage.model_fields["kind"].annotation)[0]: stage for stage in get_args(Stage)
 }

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from .artifacts.fingerprint import Digests
+from .compare_stage import run_compare
+from .data_stage_settings import AlignmentStage, DecontaminateStage, SynthesizeStage
+from .data_stages import made_identity, run_alignment, run_decontaminate, run_synthesize
 from .errors import CheckpointError
 from .files import require_space
 from .recipe import Recipe
 from .score_stage import benchmark_identity, score_benchmarks
 from .stage_data import Job, data_identity, held_out_rows
-from .stage_settings import EvaluateStage, ImportStage, ReportStage, Stage, TrainingStage, UpscaleStage
+from .stage_settings import EvaluateStage, ImportStage, MergeStage, ReportStage, Stage, TrainingStage, UpscaleStage
 from .training_run import shape_of
 from .training_stages import run_dpo, run_pretrain, run_sdpo, run_sft
 
@@ -54,14 +57,20 @@ def identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, str], digests: D
         settings[key] = inputs[value] if isinstance(value, str) else [inputs[name] for name in value or ()]
     if isinstance(stage, ImportStage) and stage.gguf is not None:
         settings["gguf"] = digests.of(package_file(stage.gguf))
-    if isinstance(stage, TrainingStage | EvaluateStage) and stage.data is not None:
-        settings["data"] = data_identity(recipe, stage.data, digests)
+    if isinstance(stage, UpscaleStage) and not stage.config:
+        del settings["config"]  # older than this setting: what was made without it stays valid
+    if (data := getattr(stage, "data", None)) is not None:
+        settings["data"] = data_identity(recipe, data, digests, inputs)
+    if isinstance(stage, SynthesizeStage | DecontaminateStage):
+        settings |= made_identity(stage, digests)
     if isinstance(stage, EvaluateStage) and stage.asked:
         settings |= benchmark_identity(stage, recipe, digests)
     if isinstance(stage, ReportStage):
         settings["stages"] = list(recipe.stages)  # a page shows names, which are no part of any other fingerprint
     kind = KINDS[stage.kind]
-    is_random = isinstance(stage, TrainingStage) or (isinstance(stage, ImportStage) and stage.random is not None)
+    is_random = isinstance(stage, TrainingStage | SynthesizeStage | AlignmentStage) or (
+        isinstance(stage, ImportStage) and stage.random is not None
+    )
     seed = {"seed": recipe.seed} if is_random else {}
     return {"kind": stage.kind, "version": kind.version, **seed, **settings}
 
@@ -132,7 +141,50 @@ def run_upscale(job: Job, folder: Path) -> dict[str, Any]:
         total=surgery.num_bytes, desc=job.name, unit="B", unit_scale=True, disable=not job.progress, dynamic_ncols=True
     ) as bar:
         write_surgery(surgery, folder, bar.update)
+    if stage.config:
+        set_config(folder, stage.config)
     return {"plan": plan.to_json(), **shape_of(folder)}
+
+
+def set_config(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Set keys of a target's ``config.json``, and prove that its weights are still those that it names."""
+    from .checkpoint.check import check_checkpoint
+    from .checkpoint.reader import read_config
+    from .files import write_json
+    from .models import prove_loading
+
+    config = {**read_config(folder), **settings}
+    write_json(folder / "config.json", {key: value for key, value in config.items() if value is not None})
+    problems = [*check_checkpoint(folder), *(() if (proof := prove_loading(folder)).whole else (proof,))]
+    if problems:
+        raise CheckpointError(
+            f"with config: {dict(settings)} the weights are not those of the model: {problems[0]}",
+            next_step="take the key at fault out of the stage's config",
+        )
+
+
+def run_merge(job: Job, folder: Path) -> dict[str, Any]:
+    """Several checkpoints -> one."""
+    from tqdm import tqdm
+
+    from .merging.merge import plan_merge, write_merge
+
+    stage: MergeStage = job.stage
+    plan = plan_merge(
+        [job.folders[name] for name in stage.models],
+        method=stage.method,
+        weights=stage.weights,
+        base=None if stage.base is None else job.folders[stage.base],
+        layer_weights=stage.layer_weights,
+        options=stage.options,
+        dtype=stage.dtype,
+    )
+    require_space(folder, plan.num_bytes)
+    with tqdm(
+        total=plan.num_bytes, desc=job.name, unit="B", unit_scale=True, disable=not job.progress, dynamic_ncols=True
+    ) as bar:
+        write_merge(plan, folder, bar.update)
+    return {"method": stage.method, "weights": list(plan.weights), **shape_of(folder)}
 
 
 def run_evaluate(job: Job, folder: Path) -> dict[str, Any]:
@@ -183,7 +235,9 @@ def run_report(job: Job, folder: Path) -> dict[str, Any]:
     from .report.page import render_page
 
     stage: ReportStage = job.stage
-    report = collect_report(stage.title, stage.summary, stage.notes, stage.evaluations, job.records, job.store.folder)
+    report = collect_report(
+        stage.title, stage.summary, stage.notes, stage.evaluations, job.records, job.store.folder, stage.comparisons
+    )
     write_text(folder / "page.html", render_page(report))
     return {"page": "page.html"}
 
@@ -195,6 +249,11 @@ KINDS: dict[str, Kind] = {
     "sft": Kind(run_sft, resumable=True, computes=True, distributed=True),
     "dpo": Kind(run_dpo, resumable=True, computes=True, distributed=True),
     "sdpo": Kind(run_sdpo, resumable=True, computes=True, distributed=True),
+    "merge": Kind(run_merge),
+    "synthesize": Kind(run_synthesize, resumable=True, computes=True),
+    "alignment": Kind(run_alignment),
+    "decontaminate": Kind(run_decontaminate, resumable=True),
     "evaluate": Kind(run_evaluate, computes=True),
+    "compare": Kind(run_compare),
     "report": Kind(run_report),
 }

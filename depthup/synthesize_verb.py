@@ -225,23 +225,9 @@ def _gate(options: argparse.Namespace) -> Gate | None:
     """From a text to the test set that it hits."""
     if not options.against:
         return None
-    from .contamination.benchmarks import load_items, parse_benchmarks
-    from .contamination.index import make_reference
-    from .contamination.rules import RULES
-    from .contamination.scanner import Scanner
-    from .errors import DataError
+    from .data_stages import make_gate
 
-    rules = tuple(rule for rule in RULES if rule in options.rules.split(","))
-    if len(rules) < len(options.rules.split(",")):
-        raise DataError(f"'{options.rules}' are not all rules", allowed=", ".join(RULES))
-    folder = Path(options.data_dir)
-    scanner = Scanner(make_reference(load_items(parse_benchmarks(options.against, folder), folder)), rules)
-
-    def hit(text: str) -> str | None:
-        found = scanner.leaks_in_texts([("text", text)])
-        return f"{found[0].benchmark} {found[0].item}, rule {found[0].rule}" if found else None
-
-    return hit
+    return make_gate(options.against, Path(options.data_dir), options.rules.split(","))
 
 
 def _budget(options: argparse.Namespace, make: Callable[..., Any]) -> Any:

@@ -34,8 +34,10 @@ class Walk:
         """
         if name not in self.shapes:
             from .checkpoint.remote import open_base
+            from .planning.published import PUBLISHED
 
-            self.shapes[name] = shape_of(open_base(name, only_look=True))
+            known = PUBLISHED.get(name)
+            self.shapes[name] = shape_from_config(known) if known else shape_of(open_base(name, only_look=True))
         return self.shapes[name]
 
 
@@ -50,7 +52,7 @@ def workloads(recipe: Recipe) -> list[Workload]:
     for name, stage in recipe.stages.items():
         made = WORK[stage.kind](walk, name, stage)
         found += made
-        if made[-1].shape is not None:
+        if made[-1].shape is not None and stage.MAKES == "checkpoint":
             walk.shapes[name] = made[-1].shape
     return found
 
@@ -160,10 +162,47 @@ def _on_chunks(walk: Walk, name: str, stage: Any) -> list[Workload]:
     return [replace(work, stage=f"{name} {chunk}/{stage.chunks}") for chunk in range(1, stage.chunks + 1)]
 
 
+def _merge(walk: Walk, name: str, stage: Any) -> list[Workload]:
+    """Every model is read, and the base where there is one; one is written."""
+    shape = walk.shape(stage.models[0])
+    if stage.models[0] in walk.plans:
+        walk.plans[name] = walk.plans[stage.models[0]]
+    num_read = len(stage.models) + (stage.base is not None)
+    return [copying(name, stage.kind, shape, num_read * shape.num_bytes)]
+
+
+# About, by SmolLM2: tokens of one item of a task that are computed, its worked examples included, and what is
+# shared by all items of a subject. GSM8K writes up to 256 tokens.
+_ITEM_TOKENS = {
+    "arc_challenge": 980, "hellaswag": 850, "mmlu": 130, "truthfulqa_mc2": 110, "winogrande": 140, "gsm8k": 1300,
+}  # fmt: skip
+_SUBJECT_TOKENS = 600  # of MMLU's 57
+_OTHER_TOKENS = 300  # of an item of any other task
+
+
+def _scored_tokens(stage: Any) -> int:
+    """Tokens that scoring benchmarks takes, about."""
+    from .evaluation.suites import MMLU_SUBJECTS, TASKS, find_suite
+
+    if not stage.asked:
+        return 0
+    suite = find_suite(stage.suite) if stage.suite else None
+    total = 0
+    for task in suite.tasks if suite else stage.tasks:
+        known = TASKS.get(task)
+        there = known.num_items if known else 1000
+        wanted = stage.sample or stage.limit or (suite.sample.get(task, there) if suite else there)
+        number = min(wanted, there)
+        total += number * _ITEM_TOKENS.get(task, _OTHER_TOKENS)
+        total += min(number, len(MMLU_SUBJECTS)) * _SUBJECT_TOKENS if task == "mmlu" else 0
+    return total
+
+
 def _evaluate(walk: Walk, name: str, stage: Any) -> list[Workload]:
+    measured = stage.tokens if stage.data is not None else 0
     work = running(
         name, stage.kind, walk.shape(stage.model),
-        num_tokens=stage.tokens,
+        num_tokens=measured + _scored_tokens(stage),
         row_tokens=stage.row_tokens,
         rows=stage.micro_batch_rows,
         generated_tokens=len(stage.prompts) * stage.max_new_tokens,
@@ -171,7 +210,25 @@ def _evaluate(walk: Walk, name: str, stage: Any) -> list[Workload]:
     return [work]
 
 
-def _report(walk: Walk, name: str, stage: Any) -> list[Workload]:
+_ROW_BYTES = 1_500  # of a synthetic row with its lineage, about
+_PROMPT_TOKENS = 900  # of a request of synthesis: worked examples, then the question
+
+
+def _synthesize(walk: Walk, name: str, stage: Any) -> list[Workload]:
+    """What a model of this machine reads and writes; nothing is counted for a server or the factory, which is quick."""
+    num_seeds = min(stage.factory or 7_500, stage.max_seeds or 10**9)  # MATH's training rows, where data are named
+    num_replies = num_seeds * stage.most_replies()
+    work = Workload(name, stage.kind, kept_bytes=num_replies * _ROW_BYTES, copied_bytes=num_replies * _ROW_BYTES)
+    if stage.model is None:
+        return [work]
+    return [replace(
+        work, shape=walk.shape(stage.model), row_tokens=_PROMPT_TOKENS + stage.max_new_tokens,
+        forward_tokens=num_replies * (_PROMPT_TOKENS + stage.max_new_tokens),
+    )]  # fmt: skip
+
+
+def _of_files(walk: Walk, name: str, stage: Any) -> list[Workload]:
+    """Rows and records are read and written; how many is not known before they are made."""
     return [Workload(name, stage.kind)]
 
 
@@ -183,6 +240,11 @@ WORK: Mapping[str, Callable[[Walk, str, Any], list[Workload]]] = {
     "sft": _on_text,
     "dpo": _on_pairs,
     "sdpo": _on_chunks,
+    "merge": _merge,
+    "synthesize": _synthesize,
+    "alignment": _of_files,
+    "decontaminate": _of_files,
     "evaluate": _evaluate,
-    "report": _report,
+    "compare": _of_files,
+    "report": _of_files,
 }

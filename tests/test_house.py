@@ -61,18 +61,38 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "costs",
         }
     ),
-    "stage_settings": frozenset({"presets"}),
-    "recipe": frozenset({"presets", "stage_settings"}),
+    "settings": frozenset(),
+    "data_settings": frozenset({"settings"}),
+    "data_stage_settings": frozenset({"settings"}),
+    "stage_settings": frozenset({"presets", "settings", "data_stage_settings"}),
+    "recipe": frozenset({"presets", "settings", "data_settings", "data_stage_settings", "stage_settings"}),
+    "alignment": frozenset({"synthesis", "data"}),
     "stage_data": frozenset({ANY}),
+    "data_stages": frozenset({ANY}),
+    "compare_stage": frozenset({ANY}),
     "score_stage": frozenset({ANY}),
     "training_run": frozenset({ANY}),
     "training_stages": frozenset({ANY}),
     "training_verbs": frozenset({ANY}),
     "stages": frozenset({ANY}),
     "pipeline": frozenset({ANY}),
-    "reference": frozenset({"cli", "stage_settings", "presets", "drawing", "report"}),
+    "reference": frozenset(
+        {"cli", "stage_settings", "data_settings", "data_stage_settings", "presets", "drawing", "report"}
+    ),
     "workloads": frozenset(
-        {"recipe", "stages", "presets", "checkpoint", "conversion.gguf_header", "growth.freeze", "planning"}
+        {
+            "recipe",
+            "stages",
+            "presets",
+            "checkpoint",
+            "conversion.gguf_header",
+            "growth.freeze",
+            "planning",
+            "evaluation.suites",
+            "data_settings",
+            "stage_settings",
+            "data_stage_settings",
+        }
     ),
     "recipe_verbs": frozenset({ANY}),
     **{verb: frozenset({ANY}) for verb in VERBS},
@@ -87,8 +107,20 @@ GROUND = {
     "models": {"errors", "files", "checkpoint"},
 }  # fmt: skip
 # Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.
+_RECIPES = {
+    "recipe", "stage_data", "score_stage", "compare_stage", "data_stages", "training_run", "training_stages", "stages",
+    "pipeline", "workloads", "reference",
+}  # fmt: skip
 ABOVE = {
+    "settings": {"data_settings", "data_stage_settings", "stage_settings", *_RECIPES},
+    "data_settings": _RECIPES,
+    "data_stage_settings": {"stage_settings", *_RECIPES},
+    "alignment": {"data_stages", *VERBS},
+    "data_stages": {"stages", *VERBS},
+    "compare_stage": {"stages"},
     "stage_settings": {
+        "compare_stage",
+        "data_stages",
         "recipe",
         "stage_data",
         "score_stage",
@@ -100,6 +132,7 @@ ABOVE = {
         "reference",
     },
     "recipe": {
+        "data_stages",
         "stage_data",
         "score_stage",
         "training_stages",
@@ -109,7 +142,15 @@ ABOVE = {
         "recipe_verbs",
         "plan_verb",
     },
-    "stage_data": {"score_stage", "training_run", "training_stages", "stages", "pipeline"},
+    "stage_data": {
+        "score_stage",
+        "compare_stage",
+        "data_stages",
+        "training_run",
+        "training_stages",
+        "stages",
+        "pipeline",
+    },
     "score_stage": {"stages"},
     "training_run": {"training_stages", "stages"},
     "training_stages": {"stages", "training_verbs"},
@@ -135,7 +176,7 @@ DOORS: dict[str, set[str]] = {
     "huggingface_hub": {"checkpoint.remote", "checkpoint.listing"},
     "urllib": {"checkpoint.web", "checkpoint.answers", "checkpoint.listing"},
     "http": {"checkpoint.web", "checkpoint.answers"},
-    "pydantic": {"recipe", "stage_settings", "artifacts"},
+    "pydantic": {"recipe", "settings", "data_settings", "data_stage_settings", "stage_settings", "artifacts"},
     "yaml": {"recipe", "report.card", "growth.mergekit", "growth.mergekit_import"},
     "gguf": {"conversion.gguf", "models"},
     "jinja2": {"report"},

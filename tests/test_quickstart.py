@@ -32,12 +32,12 @@ def run(store: Path) -> tuple[list[str], float]:
 @pytest.mark.slow
 def test_the_quickstart_ends_with_its_table_and_page_and_is_then_cached(tmp_path: Path) -> None:
     lines, _ = run(tmp_path / "store")
-    names, losses = zip(*((line.split()[0], float(line.split()[-2])) for line in lines[-5:-2]), strict=True)
-    assert names == ("base", "target", "trained")
-    base, target, trained = losses
+    names, losses = zip(*((line.split()[0], float(line.split()[-2])) for line in lines[-7:-2]), strict=True)
+    assert names == ("base", "target", "trained", "tuned", "merged")
+    base, target, trained = losses[:3]
     assert trained < base < target
     assert Path(lines[-1].removeprefix("report: ")).is_file()
     again, seconds = run(tmp_path / "store")
-    assert again[-5:] == lines[-5:]
-    assert sum("cached" in line for line in again) == 7
+    assert again[-7:] == lines[-7:]
+    assert sum("cached" in line for line in again) == 17
     assert seconds < 5

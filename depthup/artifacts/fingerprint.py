@@ -39,7 +39,7 @@ def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-_NO_PART_OF_A_MODEL = frozenset({"record.json", "metrics.jsonl", "depthup.json", "trainer_state.json"})
+_NO_PART_OF_A_MODEL = frozenset({"record.json", "metrics.jsonl", "depthup.json", "merge.json", "trainer_state.json"})
 
 
 class Digests:

@@ -105,6 +105,15 @@ def load_items(names: Sequence[str], folder: Path) -> list[Item]:
     return items
 
 
+def item_files(names: Sequence[str], folder: Path) -> list[Path]:
+    """The files that hold some test sets, in their order.
+
+    Raises:
+        DataError: One is not in the folder.
+    """
+    return [path for name in names for path in _paths(name, folder)]
+
+
 def item_of(row: Any, benchmark: str, number: int, place: str) -> Item:
     """One row of a test set as an item, by the names of its fields.
 

@@ -209,6 +209,25 @@ def open_pairs(folder: Path) -> TokenizedPairs:
         )  # fmt: skip
 
 
+def join_pairs(parts: Mapping[str, TokenizedPairs]) -> TokenizedPairs:
+    """Pairs of several collections, one after another; each is one source of the whole. One alone stays as it is."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    every = list(parts.values())
+    starts = np.cumsum([0, *(len(one.tokens) for one in every[:-1])])
+    dropped = Counter[str]()
+    for one in every:
+        dropped.update(one.dropped)
+    return TokenizedPairs(
+        np.concatenate([one.tokens for one in every]),
+        np.concatenate([one.spans + start for one, start in zip(every, starts, strict=True)]),
+        np.repeat(np.arange(len(every), dtype=np.int32), [one.num_pairs for one in every]),
+        np.concatenate([one.truncated for one in every]),
+        tuple(parts),
+        dropped,
+    )
+
+
 @dataclass(frozen=True)
 class Spread:
     """Of some counts: mean, median, 95th percentile and largest."""

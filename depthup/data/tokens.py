@@ -189,10 +189,11 @@ def open_tokens(folder: Path) -> TokenizedDocuments:
     return TokenizedDocuments(tokens, np.load(folder / _OFFSETS), targets, summary.get("left_out", {}))
 
 
-def sample(documents: TokenizedDocuments, max_tokens: int, seed: int = 0) -> TokenizedDocuments:
-    """A fixed random choice of documents with ``max_tokens`` tokens in all (the last one is cut), in memory.
+def sample(documents: TokenizedDocuments, max_tokens: int, seed: int = 0, *, whole: bool = False) -> TokenizedDocuments:
+    """A fixed random choice of documents with ``max_tokens`` tokens in all, in memory.
 
-    Returns all documents if they hold fewer.
+    The last one is cut; if they are to stay ``whole``, it is left out, but for the first, which is never cut: half of a
+    conversation may hold no answer. Returns all documents if they hold fewer.
     """
     if documents.num_tokens <= max_tokens:
         return documents
@@ -200,7 +201,9 @@ def sample(documents: TokenizedDocuments, max_tokens: int, seed: int = 0) -> Tok
     left = max_tokens
     for index in np.random.default_rng(seed).permutation(documents.num_documents):
         begin, end = documents.offsets[index], documents.offsets[index + 1]
-        chosen.append(slice(begin, min(end, begin + left)))
+        if whole and chosen and end - begin > left:
+            break
+        chosen.append(slice(begin, end if whole else min(end, begin + left)))
         left -= int(end - begin)
         if left <= 0:
             break

@@ -13,12 +13,16 @@ from ..artifacts.record import Record
 from ..evaluation.results import read_results
 from ..evaluation.scores import ModelScores
 from ..layers import LayerPlan
-from .values import Curve, Generation, ModelRow, Report, StageCard
+from .values import ComparedModel, ComparedTable, Curve, Generation, ModelRow, Report, StageCard
 
 _DESCRIPTIONS = {
     "import": "as published",
     "upscale": "up-scaled, not trained",
     "pretrain": "after continued pretraining",
+    "sft": "instruction-tuned",
+    "dpo": "aligned (DPO)",
+    "sdpo": "aligned (sDPO)",
+    "merge": "merged",
 }
 
 
@@ -39,6 +43,7 @@ def collect_report(
     evaluations: Sequence[str],
     records: Mapping[str, Record],
     folder_of: Callable[[str, str], Path],
+    comparisons: Sequence[str] = (),
 ) -> Report:
     """Everything that :func:`depthup.report.page.render_page` shows.
 
@@ -49,8 +54,9 @@ def collect_report(
         evaluations: Names of evaluate stages, one a row.
         records: Records of those stages and of all that they come from, by name.
         folder_of: Folder of a result, from stage name and fingerprint.
+        comparisons: Names of compare stages, one a table.
     """
-    lineage = _lineage(evaluations, records)
+    lineage = _lineage([*evaluations, *comparisons], records)
     rows = collect_rows(evaluations, records)
     plans = [record.results["plan"] for record in lineage if record.kind == "upscale"]
     return Report(
@@ -67,6 +73,7 @@ def collect_report(
         ),
         generations=_generations([records[name] for name in evaluations]),
         scores=_scores([records[name] for name in evaluations], folder_of),
+        comparisons=tuple(_compared(records[name].results) for name in comparisons),
         stages=tuple(_card(record) for record in lineage),
         environment=_environment(lineage),
     )
@@ -96,12 +103,27 @@ def _row(evaluation: Record, records: Mapping[str, Record]) -> ModelRow:
 
 
 def _tokens_seen(name: str, records: Mapping[str, Record]) -> int:
-    """Training tokens since the base: those of the stage, and of all that it comes from."""
-    record = records.get(name)
-    if record is None:
-        return 0
-    own: int = record.results.get("num_tokens_seen", 0)
-    return own + sum(_tokens_seen(source, records) for source in record.inputs)
+    """Training tokens since the base: those of the stage and of every model that it comes from, each once."""
+    wanted, found = {name}, 0
+    for other in reversed(list(records)):
+        record = records[other]
+        if other in wanted:
+            runs = [record.results, *record.results.get("chunks", ())]  # the steps of sDPO are runs of their own
+            found += sum(run.get("num_tokens_seen", 0) for run in runs)
+            wanted |= {
+                source for source in record.inputs if source in records and "files" not in records[source].results
+            }
+    return found
+
+
+def _compared(results: Mapping[str, Any]) -> ComparedTable:
+    if "left_out" in results:
+        return ComparedTable(results["title"], (), (), (f"left out: {results['left_out']}",))
+    rows = tuple(
+        ComparedModel(row["name"], tuple(row["cells"]), row["paper"] or "", tuple(row["paper_cells"]), row["verdict"])
+        for row in results["rows"]
+    )
+    return ComparedTable(results["title"], tuple(results["headers"]), rows, tuple(results["notes"]))
 
 
 def _curve(name: str, metrics: Path) -> Curve:

@@ -52,6 +52,27 @@ class StageCard:
 
 
 @dataclass(frozen=True)
+class ComparedModel:
+    """One line of a table of comparison."""
+
+    name: str
+    cells: tuple[str, ...]  # the mean of all tasks where there is one, each task, as 71.2 ± 2.6
+    paper: str  # the paper's row beside it; empty for none
+    paper_cells: tuple[str, ...]
+    verdict: str  # on the mean, against the first model
+
+
+@dataclass(frozen=True)
+class ComparedTable:
+    """Models against the first of them; without rows where the scores were left out."""
+
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[ComparedModel, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that the page shows. A part that is empty leaves its section out."""
 
@@ -66,3 +87,4 @@ class Report:
     stages: tuple[StageCard, ...]
     environment: tuple[tuple[str, str], ...]  # versions, device
     scores: tuple[ModelScores, ...] = ()  # one a model, all of one suite
+    comparisons: tuple[ComparedTable, ...] = ()

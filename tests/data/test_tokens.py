@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -164,6 +165,16 @@ def test_too_many_rows_left_out_are_refused_with_the_reasons(tmp_path: Path) -> 
 
 
 def test_a_sample_keeps_tokens_and_targets_together(tmp_path: Path) -> None:
-    made = sample(write_encoded(TEXTS, ByteEncoder(), tmp_path), 500)
+    documents = write_encoded(TEXTS, ByteEncoder(), tmp_path)
+    made = sample(documents, 500)
     assert made.targets is not None and made.num_tokens == 500
     assert (made.targets == (made.tokens % 2 == 1)).all()
+
+
+def test_a_sample_of_whole_documents_cuts_none(tmp_path: Path) -> None:
+    documents = write_encoded(TEXTS, ByteEncoder(), tmp_path)
+    lengths = {tuple(documents.tokens[a:b]) for a, b in itertools.pairwise(documents.offsets)}
+    for wanted in (1, 500):
+        made = sample(documents, wanted, whole=True)
+        assert {tuple(made.tokens[a:b]) for a, b in itertools.pairwise(made.offsets)} <= lengths
+        assert made.num_documents == 1 or made.num_tokens <= wanted

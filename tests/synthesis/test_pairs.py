@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
+from depthup.alignment import alignment_report
 from depthup.data.preferences import PreferencePair, read_pairs
 from depthup.data.sources import Files
 from depthup.errors import DataError
 from depthup.synthesis.pairs import CALIPER, VARIANTS, Solved, align, balanced, solved_of
-from depthup.synthesize_alignment_verb import add_alignment, alignment_report
+from depthup.synthesize_alignment_verb import add_alignment
 
 Run = Callable[..., None]
 

@@ -1,0 +1,133 @@
+"""Preference pairs of solved problems as files: what the verb and the recipe's stage have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from .synthesis.pairs import Alignment, Solved, Triplet
+
+_WORDS = 3  # of an n-gram in the table of overlap
+
+
+def write_alignment(
+    paths: Sequence[Path], seeds: Sequence[Path], folder: Path, variant: str, *, seed: int = 0,
+    match_length: bool = False, max_pairs: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write ``pairs.jsonl``, ``bad.jsonl`` and ``report.json`` into a folder; returns the report.
+
+    Args:
+        paths: Solved problems, as synthesis writes them.
+        seeds: What they were made of: the original solutions.
+        folder: An existing folder.
+        variant: A key of :data:`depthup.synthesis.pairs.VARIANTS`.
+        seed: Of what is left to chance.
+        match_length: Only pairs among which length does not tell the chosen answer.
+        max_pairs: Keep the first so many.
+
+    Raises:
+        DataError: A file cannot be read, or no pair can be made of it.
+    """
+    from .files import write_json
+    from .synthesis.pairs import align, with_originals
+
+    with open(folder / "bad.jsonl", "w", encoding="utf-8") as bad:
+        rows, num_bad = _read_solved(paths, bad)
+    made = align(with_originals(rows, _originals(seeds)), variant, seed=seed, match_length=match_length)
+    made = replace(made, triplets=made.triplets[:max_pairs])
+    settings = {"variant": variant, "seed": seed, "match_length": match_length}
+    with open(folder / "pairs.jsonl", "w", encoding="utf-8") as file:
+        for triplet in made.triplets:
+            file.write(json.dumps(pair_row(triplet, settings)) + "\n")
+    report = {**settings, "files": [path.name for path in paths], "num_rows": len(rows) + num_bad,
+              "num_bad": num_bad, **alignment_report(made)}  # fmt: skip
+    write_json(folder / "report.json", report)
+    return report
+
+
+def pair_row(triplet: Triplet, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a pair as it is written: what training reads, and where it is from."""
+    lineage = {
+        **triplet.lineage,
+        "seed_id": triplet.seed_id,
+        "original_question": triplet.original_question,
+        "rows": list(triplet.rows),
+        "alignment": {**settings, "chosen_correct": triplet.chosen_correct,
+                      "rejected_correct": triplet.rejected_correct},
+    }  # fmt: skip
+    return {"prompt": triplet.prompt, "chosen": triplet.chosen, "rejected": triplet.rejected, "lineage": lineage}
+
+
+def alignment_report(made: Alignment) -> dict[str, Any]:
+    """Tables of pairs: how many are right against wrong, lengths in characters, overlap of word 3-grams (Jaccard)."""
+    from collections import Counter
+    from dataclasses import asdict
+    from statistics import fmean
+
+    from .data.length_bias import length_bias
+    from .data.likeness import jaccard, shingles, words_of
+
+    said = {True: "right", False: "wrong", None: "not verified"}
+    correctness = Counter(
+        f"{said[triplet.chosen_correct]} over {said[triplet.rejected_correct]}" for triplet in made.triplets
+    )
+    bias = length_bias([len(each.chosen) for each in made.triplets], [len(each.rejected) for each in made.triplets])
+    answers, prompts = [], []
+    for triplet in made.triplets:
+        sets = [shingles(words_of(text), _WORDS)
+                for text in (triplet.chosen, triplet.rejected, triplet.prompt, triplet.original_question)]  # fmt: skip
+        answers.append(jaccard(sets[0], sets[1]))
+        if triplet.original_question:
+            prompts.append(jaccard(sets[2], sets[3]))
+    return {
+        "num_pairs": len(made.triplets),
+        "num_prompts": len({triplet.prompt for triplet in made.triplets}),
+        "num_seeds": len({triplet.seed_id for triplet in made.triplets}),
+        "rows_left_out": dict(made.left_out),
+        "correctness": dict(correctness.most_common()),
+        "length": asdict(bias) if bias else None,
+        "overlap": {
+            "chosen with rejected": fmean(answers),
+            "prompt with original question": fmean(prompts) if prompts else None,
+        },
+    }
+
+
+def _read_solved(paths: Sequence[Path], bad: TextIO) -> tuple[list[Solved], int]:
+    """Rows that can be read, and the number of the others, which are set aside."""
+    from .data.raw_rows import raw_rows
+    from .errors import DataError
+    from .synthesis.pairs import solved_of
+
+    rows, num_bad = [], 0
+    for path in paths:
+        for raw in raw_rows(path):
+            problem = raw.problem and f"row: {raw.problem}"
+            try:
+                if not problem:
+                    rows.append(solved_of(raw.value, raw.row.place, raw.row.name))
+            except DataError as error:
+                problem = error.problem
+            if problem:
+                num_bad += 1
+                where, _, what = problem.partition(": ")
+                found = {"file": str(path), "row": raw.number, "field": where, "problem": what, "text": raw.text}
+                bad.write(json.dumps(found) + "\n")
+    return rows, num_bad
+
+
+def _originals(paths: Sequence[Path]) -> dict[str, tuple[str, str]]:
+    """Id of each seed -> (question, solution); a seed without an id is called by its place, as synthesis calls it."""
+    from .data.raw_rows import raw_rows
+
+    found = {}
+    for raw in (raw for path in paths for raw in raw_rows(path)):
+        for names in (("problem", "solution"), ("question", "answer")):
+            texts = [raw.value.get(name) if isinstance(raw.value, Mapping) else None for name in names]
+            if isinstance(texts[0], str) and isinstance(texts[1], str):
+                found[str(raw.value.get("id") or raw.row.name)] = (texts[0].strip(), texts[1].strip())
+    return found
