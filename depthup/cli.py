@@ -27,10 +27,12 @@ from .recipe_verbs import add_report, add_run, add_status
 from .recipe_verbs import add_verb as _verb
 from .synthesize_verb import add_synthesize
 from .training_verbs import add_preview, add_rates
+from .why_verb import add_why
 
 _OTHERS = (
     add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
     add_preview, add_rates, add_synthesize, add_decontaminate, add_audit, add_membership,
+    add_why,
 )  # fmt: skip
 
 

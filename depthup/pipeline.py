@@ -104,13 +104,27 @@ def _as_named_now(record: Record | None, stage: Stage, nodes: dict[str, Node]) -
     return record.model_copy(update={"inputs": inputs, "results": results})
 
 
+def identity_of(record: Record) -> dict[str, Any]:
+    """The settings that a result counts as made with; of an adopted one, those that it stands for."""
+    stands_for: dict[str, Any] = record.circumstance.get("stands_for", record.identity)
+    return stands_for
+
+
+def require_stage(recipe: Recipe, name: str) -> None:
+    """Raise :class:`RecipeError` unless the recipe has a stage of this name."""
+    if name not in recipe.stages:
+        raise RecipeError(
+            f"no stage is called '{name}'{nearest(name, recipe.stages)}", allowed=", ".join(recipe.stages)
+        )
+
+
 def _why(other: Record, what: dict[str, Any], stage: Stage, nodes: dict[str, Node]) -> str:
     for key in stage.INPUTS:
         value = getattr(stage, key)
         for source in [value] if isinstance(value, str) else value or ():
             if source in nodes and other.inputs.get(source) not in (None, nodes[source].fingerprint):
                 return f"its input {source} changed"
-    return first_difference(other.identity, what) or "unknown"
+    return first_difference(identity_of(other), what) or "unknown"
 
 
 def run(
@@ -139,10 +153,8 @@ def run(
         DepthupError: A stage failed; the ones before it are kept.
         KeyboardInterrupt: The run was stopped; a later one goes on.
     """
-    if only is not None and only not in recipe.stages:
-        raise RecipeError(
-            f"no stage is called '{only}'{nearest(only, recipe.stages)}", allowed=", ".join(recipe.stages)
-        )
+    if only is not None:
+        require_stage(recipe, only)
     with _world(device) as world:
         return _walk(recipe, store, only, device, progress, tell, world)
 
@@ -206,10 +218,7 @@ def prepare(recipe: Recipe, store: Store, name: str, device: str = "cpu") -> Job
     Raises:
         RecipeError: There is no such stage, or something before it is not made.
     """
-    if name not in recipe.stages:
-        raise RecipeError(
-            f"no stage is called '{name}'{nearest(name, recipe.stages)}", allowed=", ".join(recipe.stages)
-        )
+    require_stage(recipe, name)
     nodes = survey(recipe, store)
     return _job(nodes[name], nodes, recipe, store, device, False, None)
 

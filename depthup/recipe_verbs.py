@@ -30,6 +30,13 @@ def _add_recipe_options(parser: Any) -> None:
     parser.add_argument("--store", metavar="DIR", help="where results are kept (runs/NAME)")
 
 
+def add_stage_options(parser: Any) -> None:
+    """A recipe and one of its stages, for verbs that look at a single one."""
+    parser.add_argument("recipe", metavar="RECIPE", help="recipe.yaml, or the folder that it lies in")
+    parser.add_argument("stage", metavar="STAGE", help="name of the stage in the recipe")
+    parser.add_argument("--store", metavar="DIR", help="where results are kept (runs/NAME)")
+
+
 def add_run(verbs: Any) -> None:
     """`depthup run`."""
     parser = add_verb(verbs, "run", _run, "make every stage of a recipe that is not made yet", """

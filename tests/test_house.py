@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "training_verbs": frozenset({ANY}),
     "stages": frozenset({ANY}),
     "pipeline": frozenset({ANY}),
+    "why": frozenset({"artifacts", "pipeline"}),
     "reference": frozenset({"cli", "stage_settings", "presets", "drawing", "report"}),
     "workloads": frozenset(
         {"recipe", "stages", "presets", "checkpoint", "conversion.gguf_header", "growth.freeze", "planning"}
@@ -115,7 +116,7 @@ ABOVE = {
     "training_stages": {"stages", "training_verbs"},
     "training_verbs": {"cli"},
     "stages": {"pipeline", "workloads"},
-    "pipeline": {"recipe_verbs", "training_verbs"},
+    "pipeline": {"why", "recipe_verbs", "training_verbs", *VERBS},
     "workloads": {"plan_verb"},
     "recipe_verbs": {*VERBS, "training_verbs", "cli"},
     **{verb: {"cli", *VERBS} for verb in VERBS},
@@ -143,7 +144,7 @@ DOORS: dict[str, set[str]] = {
 }  # fmt: skip
 # Modules that must load without torch, even indirectly.
 LIGHT = (
-    "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "blending", "presets", "checkpoint",
+    "cli", "recipe_verbs", "recipe", "pipeline", "why", "plan_options", "layers", "blending", "presets", "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
     *VERBS, "conversion.gguf_header", "synthesis", "evaluation.scores",
     "evaluation.requests", "evaluation.suites", "evaluation.sources", "evaluation.prepared", "evaluation.harness",

@@ -18,13 +18,17 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first setting that differs, as ``learning_rate: 0.0006 -> 0.001``; None if nothing does."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """The settings that differ, as ``learning_rate: 0.0006 -> 0.001``, in the order of ``now``."""
     old, new = dict(flatten(before)), dict(flatten(now))
     for key in [*new, *(key for key in old if key not in new)]:
         if old.get(key) != new.get(key):
-            return f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}"
-    return None
+            yield f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}"
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first setting that differs; None if nothing does."""
+    return next(differences(before, now), None)
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
