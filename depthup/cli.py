@@ -17,6 +17,7 @@ from .compare_verb import add_compare
 from .decontaminate_verb import add_decontaminate
 from .errors import DepthupError
 from .evaluate_verb import add_evaluate
+from .gc_verb import add_gc
 from .generate_verb import add_generate
 from .layers import LayerPlan
 from .membership_verb import add_membership
@@ -32,7 +33,7 @@ from .why_verb import add_why
 _OTHERS = (
     add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
     add_preview, add_rates, add_synthesize, add_decontaminate, add_audit, add_membership,
-    add_why,
+    add_why, add_gc,
 )  # fmt: skip
 
 

@@ -131,6 +131,31 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def locked_file(path: Path, *, shared: bool) -> Iterator[bool]:
+    """Hold a lock on a file (made if it is not there) while the block runs; yields whether it was to be had at once.
+
+    Any number of processes hold it ``shared``, or one alone. It holds between machines wherever the file system's
+    locks do: NFS from version 4 (the file is opened for writing, as NFS asks), Lustre mounted with ``flock``, GPFS,
+    CephFS. A file system without locks gives it to everybody.
+    """
+    if fcntl is None:
+        yield True
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
+    finally:
+        os.close(descriptor)
+
+
 def _clear(folder: Path) -> None:
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():

@@ -104,6 +104,12 @@ def _as_named_now(record: Record | None, stage: Stage, nodes: dict[str, Node]) -
     return record.model_copy(update={"inputs": inputs, "results": results})
 
 
+def needed_folders(recipe: Recipe, store: Store) -> set[Path]:
+    """Where results of the recipe lie or will, and where its stopped runs go on."""
+    folders = {node.folder for node in survey(recipe, store).values()}
+    return folders | {partial_path(folder) for folder in folders}
+
+
 def identity_of(record: Record) -> dict[str, Any]:
     """The settings that a result counts as made with; of an adopted one, those that it stands for."""
     stands_for: dict[str, Any] = record.circumstance.get("stands_for", record.identity)
@@ -155,7 +161,7 @@ def run(
     """
     if only is not None:
         require_stage(recipe, only)
-    with _world(device) as world:
+    with _world(device) as world, store.in_use():
         return _walk(recipe, store, only, device, progress, tell, world)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,6 +207,8 @@ def _made_once(
                 dynamic_ncols=True, leave=False,
             ) as bar:  # fmt: skip
                 make(partial, bar.update)
+        with contextlib.suppress(OSError):  # `depthup gc` keeps what was used of late
+            os.utime(folder)
     return folder
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,7 @@ class Answers:
             self._file.execute("CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, answer TEXT NOT NULL)")
             self._file.execute("INSERT OR IGNORE INTO identity VALUES (?)", (text,))
             self._file.commit()
+            os.utime(self.path)  # `depthup gc` keeps what was used of late
             found = [row[0] for row in self._file.execute("SELECT text FROM identity")]
         except (sqlite3.Error, OSError) as error:
             raise _unusable(self.path, str(error)) from error
