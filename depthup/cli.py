@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .adopt_verb import add_adopt
 from .audit_verb import add_audit
 from .compare_verb import add_compare
 from .decontaminate_verb import add_decontaminate
@@ -33,7 +34,7 @@ from .why_verb import add_why
 _OTHERS = (
     add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
     add_preview, add_rates, add_synthesize, add_decontaminate, add_audit, add_membership,
-    add_why, add_gc,
+    add_why, add_gc, add_adopt,
 )  # fmt: skip
 
 

@@ -75,6 +75,8 @@ def survey(recipe: Recipe, store: Store, *, download: bool = False) -> dict[str,
         }
         what = identity(stage, recipe, inputs, store.digests)
         digest = fingerprint(what)
+        if adopted := store.adopted(name, digest):  # what comes from it depends on its files
+            what, digest = adopted.identity, adopted.fingerprint
         record = _as_named_now(store.find(name, digest), stage, nodes)
         goes_on = KINDS[stage.kind].resumable and store.is_partial(name, digest)
         state: State = "cached" if record else "partial" if goes_on else "missing"
@@ -99,7 +101,8 @@ def _as_named_now(record: Record | None, stage: Stage, nodes: dict[str, Node]) -
     """Names are no part of a fingerprint: a record found under an older recipe gets the names of this one."""
     if record is None:
         return None
-    inputs = {source: nodes[source].fingerprint for source in stage.inputs() if source in nodes}
+    is_adopted = "adopted" in record.identity  # then it came from nothing of this recipe
+    inputs = {source: nodes[source].fingerprint for source in stage.inputs() if source in nodes and not is_adopted}
     results = record.results | ({"model": stage.model} if isinstance(stage, EvaluateStage) else {})
     return record.model_copy(update={"inputs": inputs, "results": results})
 

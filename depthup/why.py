@@ -70,12 +70,18 @@ def _walk(
 ) -> Iterator[Cause]:
     """Causes of one stage, against the record of the result that it had."""
     node = nodes[name]
-    if node.record is not None and (before is None or before.fingerprint == node.fingerprint):
+    if node.record is not None and depth == 0:
         return
     if name in seen:
         yield Cause(depth, name, "as told above", False)
         return
     seen.add(name)
+    if node.record is not None and "adopted" in node.identity:
+        yield Cause(depth, name, f"adopted from {node.record.circumstance['adopted_from']}", True)
+        return
+    if node.record is not None and (before is None or before.fingerprint == node.fingerprint):
+        yield Cause(depth, name, "another result than before, which is no longer in the store", True)
+        return
     if before is None:
         yield from _not_made(nodes, store, node, depth, seen)
         return

@@ -71,6 +71,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stages": frozenset({ANY}),
     "pipeline": frozenset({ANY}),
     "why": frozenset({"artifacts", "pipeline"}),
+    "adoption": frozenset({ANY}),
     "reference": frozenset({"cli", "stage_settings", "presets", "drawing", "report"}),
     "workloads": frozenset(
         {"recipe", "stages", "presets", "checkpoint", "conversion.gguf_header", "growth.freeze", "planning"}
@@ -99,8 +100,10 @@ ABOVE = {
         "pipeline",
         "workloads",
         "reference",
+        "adoption",
     },
     "recipe": {
+        "adoption",
         "stage_data",
         "score_stage",
         "training_stages",
@@ -112,11 +115,11 @@ ABOVE = {
     },
     "stage_data": {"score_stage", "training_run", "training_stages", "stages", "pipeline"},
     "score_stage": {"stages"},
-    "training_run": {"training_stages", "stages"},
+    "training_run": {"training_stages", "stages", "adoption"},
     "training_stages": {"stages", "training_verbs"},
     "training_verbs": {"cli"},
     "stages": {"pipeline", "workloads"},
-    "pipeline": {"why", "recipe_verbs", "training_verbs", *VERBS},
+    "pipeline": {"why", "adoption", "recipe_verbs", "training_verbs", *VERBS},
     "workloads": {"plan_verb"},
     "recipe_verbs": {*VERBS, "training_verbs", "cli"},
     **{verb: {"cli", *VERBS} for verb in VERBS},
@@ -144,7 +147,8 @@ DOORS: dict[str, set[str]] = {
 }  # fmt: skip
 # Modules that must load without torch, even indirectly.
 LIGHT = (
-    "cli", "recipe_verbs", "recipe", "pipeline", "why", "plan_options", "layers", "blending", "presets", "checkpoint",
+    "cli", "recipe_verbs", "recipe", "pipeline", "why", "adoption", "plan_options", "layers", "blending", "presets",
+    "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
     *VERBS, "conversion.gguf_header", "synthesis", "evaluation.scores",
     "evaluation.requests", "evaluation.suites", "evaluation.sources", "evaluation.prepared", "evaluation.harness",

@@ -8,17 +8,19 @@ removes something holds it alone.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import OutputError
-from ..files import locked_file, partial_path, publishing
+from ..files import locked_file, partial_path, publishing, write_json
 from .fingerprint import Digests
 from .record import Record, read_record
 
 LATEST = "latest"
 _LOCK = ".lock"
+_ADOPTED = "adopted.json"
 
 
 class Store:
@@ -36,6 +38,22 @@ class Store:
         """The record of a whole result, or None."""
         record = read_record(self.folder(stage, fingerprint))
         return record if record is not None and record.fingerprint == fingerprint else None
+
+    def adopted(self, stage: str, fingerprint: str) -> Record | None:
+        """The record of the checkpoint that stands for the result with this fingerprint, or None."""
+        taken = self._adopted(stage).get(fingerprint)
+        return self.find(stage, taken) if taken else None
+
+    def stand_for(self, stage: str, fingerprint: str, adopted: str) -> None:
+        """Note that a result of the stage, adopted from elsewhere, stands for the one with this fingerprint."""
+        write_json(self.root / stage / _ADOPTED, self._adopted(stage) | {fingerprint: adopted})
+
+    def _adopted(self, stage: str) -> dict[str, str]:
+        try:
+            found: dict[str, str] = json.loads((self.root / stage / _ADOPTED).read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
 
     def is_partial(self, stage: str, fingerprint: str) -> bool:
         """Whether a stopped run left a saved state for this result."""
