@@ -7,7 +7,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +18,8 @@ from .artifacts.fingerprint import fingerprint, first_difference
 from .artifacts.record import Record
 from .artifacts.store import Store
 from .checkpoint.remote import local_folder
-from .errors import CheckpointError, RecipeError, nearest
-from .files import partial_path
+from .errors import BusyError, CheckpointError, OutputError, RecipeError, nearest
+from .files import partial_path, write_json
 from .recipe import Recipe
 from .stage_data import Job
 from .stage_settings import EvaluateStage, ReportStage, Stage
@@ -27,6 +27,7 @@ from .stages import KINDS, identity
 
 State = Literal["cached", "stale", "missing", "partial"]
 _POLL_SECONDS = 0.2
+_PATIENCE_SECONDS = 30.0
 _TOOLS = ("torch", "transformers", "tokenizers", "numpy")
 
 
@@ -188,23 +189,44 @@ def _walk(
     if world is not None and not world.is_first:
         return _follow(recipe, store, only, device, world)
     nodes = survey(recipe, store, download=True)
-    total = len(nodes)
-    for number, name in enumerate(nodes, 1):
-        node = nodes[name]
-        head = f"[{number}/{total}] {name:<14} {node.stage.kind:<9}"
-        if node.record is None and only not in (None, name):
+    for name, node in nodes.items():
+        if only not in (None, name):
             continue
-        if node.record is None:
-            note = {"stale": f" ({node.reason})", "partial": " (goes on)"}.get(node.state, "")
-            tell(f"{head} running{note}")
-            node = _make(node, nodes, recipe, store, device, progress, world)
-            nodes[name] = node
-            assert node.record is not None
-            tell(f"{head} done in {_duration(node.record.circumstance['seconds'])}: {node.folder}")
+        if node.record is not None:
+            tell(f"{heading(nodes, name)} cached: {node.folder}")
         else:
-            tell(f"{head} cached: {node.folder}")
+            tell(f"{heading(nodes, name)} {started(node)}")
+            nodes[name] = node = _make(node, nodes, recipe, store, device, progress, world)
+            tell(f"{heading(nodes, name)} {ended(node)}")
         store.point_to(name, node.fingerprint)
     return nodes
+
+
+def snapshot(recipe: Recipe, store: Store) -> Path:
+    """The recipe as a file in its store, for processes that make its stages: edits meanwhile change nothing."""
+    value = recipe.model_dump(mode="json", exclude_none=True)
+    path = store.root / ".recipes" / f"{fingerprint(value)[:12]}.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+    return path
+
+
+def heading(nodes: Mapping[str, Node], name: str) -> str:
+    """What a line about a stage begins with: ``[3/11] trained  pretrain``."""
+    number = list(nodes).index(name) + 1
+    return f"[{number}/{len(nodes)}] {name:<14} {nodes[name].stage.kind:<9}"
+
+
+def started(node: Node) -> str:
+    """What is told of a stage that begins."""
+    return "running" + {"stale": f" ({node.reason})", "partial": " (goes on)"}.get(node.state, "")
+
+
+def ended(node: Node) -> str:
+    """What is told of a stage that was made."""
+    assert node.record is not None
+    return f"done in {duration(node.record.circumstance['seconds'])}: {node.folder}"
 
 
 def _follow(recipe: Recipe, store: Store, only: str | None, device: str, world: Any) -> dict[str, Node]:
@@ -233,6 +255,25 @@ def prepare(recipe: Recipe, store: Store, name: str, device: str = "cpu") -> Job
 
 
 def _make(
+    node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, device: str, progress: bool, world: Any
+) -> Node:
+    """Make a stage; one that another process is writing is waited for a while (it may be ending, or nearly done)."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return _make_now(node, nodes, recipe, store, device, progress, world)
+        except BusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_POLL_SECONDS)
+        except OutputError:
+            if store.find(node.name, node.fingerprint) is None:
+                raise
+        if record := store.find(node.name, node.fingerprint):
+            return replace(node, state="cached", reason="", record=record)
+
+
+def _make_now(
     node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, device: str, progress: bool, world: Any
 ) -> Node:
     kind, job = KINDS[node.stage.kind], _job(node, nodes, recipe, store, device, progress, world)
@@ -284,7 +325,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``75`` -> ``1 min 15 s``."""
     return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02} s"
 
 

@@ -43,12 +43,26 @@ def add_run(verbs: Any) -> None:
 examples:
   depthup run recipes/quickstart
   depthup run recipes/quickstart --store /data/runs/quickstart --device cuda
+  depthup run recipes/smol --jobs 4 --retries 2                  stages beside one another (docs/pipeline.md)
   torchrun --nproc-per-node 8 -m depthup run my.yaml             docs/cluster.md has more
 Stopped with Ctrl-C, or by a launcher's SIGTERM or SIGUSR1, it goes on where it was when run again.
-exit status: 0 done, 2 bad input, 75 stopped by a launcher with the state saved, 130 stopped by Ctrl-C
+exit status: 0 done, 2 bad input, 69 what it needs did not answer and may later (a network), 75 stopped by a launcher
+with the state saved, 130 stopped by Ctrl-C
 """)  # fmt: skip
     _add_recipe_options(parser)
-    parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1; with --jobs"
+        " several, as in cuda:0,cuda:1 (auto: all GPUs)",
+    )  # fmt: skip
+    parser.add_argument("--only", metavar="STAGE", help="make this stage alone; what it comes from must be made")
+    parser.add_argument(
+        "--jobs", type=_at_least(1), default=1, metavar="N",
+        help="most stages at a time, each in a process of its own; computing ones one at a time on a device (1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--retries", type=_at_least(0), default=0, metavar="N",
+        help="try a stage again so often after a crash or a failure of the network, never after bad input (0)",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="the same as `depthup status`")
 
 
@@ -56,18 +70,40 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         _status(options)
         return 0
-    from .errors import Stopped
+    from .errors import DepthupError, Stopped, may_pass
+    from .jobs import UNAVAILABLE, hold_leash, run_jobs
     from .pipeline import outcome, run
 
     recipe, store = open_recipe(options)
+    is_worker = hold_leash()
     try:
-        nodes = run(recipe, store, device=options.device, progress=sys.stderr.isatty())
+        if options.jobs > 1 or options.retries:
+            nodes = run_jobs(recipe, store, jobs=options.jobs, retries=options.retries, devices=options.device,
+                             only=options.only)  # fmt: skip
+        else:
+            nodes = run(recipe, store, only=options.only, device=options.device, progress=sys.stderr.isatty(),
+                        tell=(lambda line: None) if is_worker else print)  # fmt: skip
     except Stopped as stopped:
         print(f"stopped by {stopped} with the state saved; run again, it goes on", file=sys.stderr)
         return STOPPED
-    if os.environ.get("RANK", "0") == "0":
+    except DepthupError as error:
+        if not may_pass(error):
+            raise
+        print(f"depthup: {error}", file=sys.stderr)
+        return UNAVAILABLE
+    if os.environ.get("RANK", "0") == "0" and options.only is None:
         print(outcome(nodes))
     return 0
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if not minimum <= value <= 1000:
+            raise argparse.ArgumentTypeError(f"{text} is not between {minimum} and 1000")
+        return value
+
+    return number
 
 
 def add_status(verbs: Any) -> None:

@@ -72,6 +72,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "pipeline": frozenset({ANY}),
     "why": frozenset({"artifacts", "pipeline"}),
     "adoption": frozenset({ANY}),
+    "jobs": frozenset({"artifacts", "pipeline", "recipe", "stages"}),
     "reference": frozenset({"cli", "stage_settings", "presets", "drawing", "report"}),
     "workloads": frozenset(
         {"recipe", "stages", "presets", "checkpoint", "conversion.gguf_header", "growth.freeze", "planning"}
@@ -104,6 +105,7 @@ ABOVE = {
     },
     "recipe": {
         "adoption",
+        "jobs",
         "stage_data",
         "score_stage",
         "training_stages",
@@ -118,8 +120,8 @@ ABOVE = {
     "training_run": {"training_stages", "stages", "adoption"},
     "training_stages": {"stages", "training_verbs"},
     "training_verbs": {"cli"},
-    "stages": {"pipeline", "workloads"},
-    "pipeline": {"why", "adoption", "recipe_verbs", "training_verbs", *VERBS},
+    "stages": {"pipeline", "workloads", "jobs"},
+    "pipeline": {"why", "adoption", "jobs", "recipe_verbs", "training_verbs", *VERBS},
     "workloads": {"plan_verb"},
     "recipe_verbs": {*VERBS, "training_verbs", "cli"},
     **{verb: {"cli", *VERBS} for verb in VERBS},
@@ -147,7 +149,8 @@ DOORS: dict[str, set[str]] = {
 }  # fmt: skip
 # Modules that must load without torch, even indirectly.
 LIGHT = (
-    "cli", "recipe_verbs", "recipe", "pipeline", "why", "adoption", "plan_options", "layers", "blending", "presets",
+    "cli", "recipe_verbs", "recipe", "pipeline", "why", "adoption", "jobs", "plan_options", "layers", "blending",
+    "presets",
     "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
     *VERBS, "conversion.gguf_header", "synthesis", "evaluation.scores",

@@ -51,10 +51,14 @@ class Digests:
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
+        self._known = self._remembered()
+
+    def _remembered(self) -> dict[str, Any]:
         try:
-            self._known: dict[str, Any] = json.loads(memory.read_text())
+            known: dict[str, Any] = json.loads(self._memory.read_text())
         except (OSError, ValueError):
-            self._known = {}
+            return {}
+        return known
 
     def of_checkpoint(self, folder: Path) -> str:
         """Digest of a checkpoint folder: config, weights, tokenizer, code; the model card and records are left out."""
@@ -68,7 +72,8 @@ class Digests:
         stamp = [status.st_size, status.st_mtime_ns]
         key = str(path.resolve())
         if self._known.get(key, {}).get("stamp") != stamp:
-            self._known[key] = {"stamp": stamp, "sha256": sha256_of(path)}
+            found = {"stamp": stamp, "sha256": sha256_of(path)}
+            self._known = self._remembered() | self._known | {key: found}  # other stages may run beside this one
             if self._memory.parent.is_dir():
                 write_json(self._memory, self._known)
         return str(self._known[key]["sha256"])

@@ -18,12 +18,13 @@ from typing import Literal
 from .record import read_record
 from .store import LATEST, Store
 
-CACHE_DAYS = 30.0  # age from which tokens and answers go, where no other is asked for
+CACHE_DAYS = 30.0  # age from which tokens, references and answers go, where no other is asked for
 _RESULT = re.compile(r"[0-9a-f]{12}")
 _PARTIAL = re.compile(r"\.[0-9a-f]{12}\.partial")
 _GONE = re.compile(r"\.[0-9a-f]{12}\.gone")
 
-What = Literal["result", "leftover", "tokens", "answers"]
+What = Literal["result", "leftover", "tokens", "reference", "answers"]
+_CACHES: tuple[What, ...] = ("tokens", "reference", "answers")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Garbage:
 
     Attributes:
         path: Folder or file.
-        what: ``result`` (no stage refers to it), ``leftover`` (of a stopped run), ``tokens``, ``answers``.
+        what: ``result`` (no stage refers to it), ``leftover`` (of a stopped run), ``tokens``,
+            ``reference`` (log-probabilities of preference pairs), ``answers``.
         num_bytes: What the disk gets back: files that have another name elsewhere (hard links) count nothing.
         days: Since it was written or, for tokens and answers, used.
     """
@@ -50,12 +52,12 @@ def find_garbage(store: Store, needed: Collection[Path], keep_days: float | None
         store: Looked through; what depthup did not put there is passed over.
         needed: Folders of results, and of runs that go on, that stay.
         keep_days: What was written or used within so many days stays. Not said: results and leftovers go whatever
-            their age, tokens and answers after :data:`CACHE_DAYS`.
+            their age, the rest after :data:`CACHE_DAYS`.
     """
     found = []
     for what, path in _candidates(store, needed):
         days = max(0.0, (time.time() - _used(path)) / 86400)
-        if days >= (CACHE_DAYS if what in ("tokens", "answers") else 0) if keep_days is None else days >= keep_days:
+        if days >= (CACHE_DAYS if what in _CACHES else 0) if keep_days is None else days >= keep_days:
             found.append(Garbage(path, what, freed_bytes(path), days))
     return found
 
@@ -72,6 +74,8 @@ def _candidates(store: Store, needed: Collection[Path]) -> Iterator[tuple[What, 
             elif _RESULT.fullmatch(path.name):
                 if stage.name == "tokens":
                     yield "tokens", path
+                elif stage.name == "reference":  # log-probabilities of preference pairs
+                    yield "reference", path
                 elif (record := read_record(path)) and record.fingerprint.startswith(path.name):
                     yield "result", path
     yield from (("leftover", path) for path in sorted(store.root.glob(".recipes/*.json")))
