@@ -73,7 +73,8 @@ _NUMBERS = frozenset({
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether the same call may succeed later with nothing changed: a network or a file server that did not answer.
+    """Whether the same call may succeed later with nothing changed: a network or a file server that did not
+    answer, processes that died.
 
     The error or one that it came from decides; being offline by choice (``HF_HUB_OFFLINE``) does not pass.
     """
@@ -85,7 +86,7 @@ def may_pass(error: BaseException) -> bool:
         status = getattr(getattr(seen, "response", None), "status_code", None)
         if status is not None:
             return status in (408, 429) or status >= 500
-        if isinstance(seen, BusyError | ConnectionError | TimeoutError) or names & _NETWORK:
+        if isinstance(seen, BusyError | ConnectionError | TimeoutError | ChildProcessError) or names & _NETWORK:
             return True
         if isinstance(seen, OSError) and seen.errno in _NUMBERS:
             return True

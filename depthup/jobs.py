@@ -15,14 +15,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 from .artifacts.store import Store
 from .errors import DepthupError, RecipeError, Stopped
+from .launching import WORKER, catch_signals
 from .pipeline import Node, ended, heading, snapshot, started, survey
 from .recipe import Recipe
 from .stages import KINDS
@@ -123,7 +123,7 @@ def run_jobs(
         raise RecipeError("a launcher started this run already", next_step="say `launch:` in the stages, or no --jobs")
     view = view or Lines(print)
     try:
-        with store.in_use(), _signals() as asked:
+        with store.in_use(), catch_signals() as asked:
             nodes = survey(recipe, store, download=True)
             return _Run(recipe, store, nodes, jobs, retries, devices, only, view, asked).go()
     finally:
@@ -138,7 +138,7 @@ class _Run:
         only: str | None, view: View, asked: list[int],
     ) -> None:  # fmt: skip
         self.recipe, self.store, self.nodes, self.view, self.asked = recipe, store, nodes, view, asked
-        self.jobs, self.retries = jobs, retries
+        self.jobs, self.retries, self.device = jobs, retries, devices.partition(",")[0]
         self.wanted = [name for name, node in nodes.items() if node.record is None and only in (None, name)]
         computing = any(KINDS[nodes[name].stage.kind].computes for name in self.wanted)
         self.free = list(_devices(devices)) if computing else []
@@ -197,7 +197,7 @@ class _Run:
         self.running[name] = self._started(name, slots, recipe)
 
     def _started(self, name: str, slots: tuple[str, ...], recipe: Path) -> _Worker:
-        device = slots[0].partition("#")[0] if slots else "auto"
+        device = slots[0].partition("#")[0] if slots else self.device
         command = worker_command(recipe, self.store.root, name, device)
         end, ours = os.pipe()
         process = subprocess.Popen(
@@ -306,7 +306,7 @@ def _reason(status: int) -> str:
             return f"its process was ended by {signal.Signals(-status).name}"
         return f"its process was ended by signal {-status}"
     known = {0: "it ended without a result", 1: "it crashed (status 1)", BAD_INPUT: "bad input (status 2)",
-             UNAVAILABLE: "what it needs did not answer (status 69)"}  # fmt: skip
+             UNAVAILABLE: "a failure that may pass (status 69)"}  # fmt: skip
     return known.get(status, f"its process ended with status {status}")
 
 
@@ -325,29 +325,12 @@ def _devices(named: str) -> Sequence[str]:
     return [f"{name.strip()}#{index}" for index, name in enumerate(named.split(","))]
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The signals that came and ask to stop, in order, while the block runs."""
-    asked: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    previous: dict[int, Any] = {}
-    with contextlib.suppress(ValueError):  # not in the main thread: signals are the caller's
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def hold_leash() -> bool:
     """In a worker: stop as after SIGTERM when the parent is gone. Returns whether there is a parent."""
     if LEASH not in os.environ:
         return False
     descriptor = int(os.environ.pop(LEASH))
+    os.environ[WORKER] = "1"
     os.set_inheritable(descriptor, False)
 
     def watch() -> None:

@@ -20,6 +20,7 @@ from .artifacts.store import Store
 from .checkpoint.remote import local_folder
 from .errors import BusyError, CheckpointError, OutputError, RecipeError, nearest
 from .files import partial_path, write_json
+from .launching import launch_ranks
 from .recipe import Recipe
 from .stage_data import Job
 from .stage_settings import EvaluateStage, ReportStage, Stage
@@ -258,6 +259,13 @@ def _make(
     node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, device: str, progress: bool, world: Any
 ) -> Node:
     """Make a stage; one that another process is writing is waited for a while (it may be ending, or nearly done)."""
+    launch = getattr(node.stage, "launch", None)
+    if launch is not None and "WORLD_SIZE" not in os.environ:
+        _job(node, nodes, recipe, store, device, progress, None)  # refused here if something is missing
+        launch_ranks(launch, node.name, snapshot(recipe, store), store.root, node.fingerprint, device)
+        record = store.find(node.name, node.fingerprint)
+        assert record is not None, "all ranks ended well, and nothing was published"
+        return replace(node, state="cached", reason="", record=record)
     until = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:

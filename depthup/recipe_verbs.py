@@ -72,6 +72,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     from .errors import DepthupError, Stopped, may_pass
     from .jobs import UNAVAILABLE, hold_leash, run_jobs
+    from .launching import tell_problem
     from .pipeline import outcome, run
 
     recipe, store = open_recipe(options)
@@ -88,6 +89,7 @@ def _run(options: argparse.Namespace) -> int:
         return STOPPED
     except DepthupError as error:
         if not may_pass(error):
+            tell_problem(error)
             raise
         print(f"depthup: {error}", file=sys.stderr)
         return UNAVAILABLE

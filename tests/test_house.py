@@ -72,7 +72,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "pipeline": frozenset({ANY}),
     "why": frozenset({"artifacts", "pipeline"}),
     "adoption": frozenset({ANY}),
-    "jobs": frozenset({"artifacts", "pipeline", "recipe", "stages"}),
+    "jobs": frozenset({"artifacts", "launching", "pipeline", "recipe", "stages"}),
+    "launching": frozenset({"stage_settings"}),
     "reference": frozenset({"cli", "stage_settings", "presets", "drawing", "report"}),
     "workloads": frozenset(
         {"recipe", "stages", "presets", "checkpoint", "conversion.gguf_header", "growth.freeze", "planning"}
@@ -102,6 +103,7 @@ ABOVE = {
         "workloads",
         "reference",
         "adoption",
+        "launching",
     },
     "recipe": {
         "adoption",
@@ -149,9 +151,8 @@ DOORS: dict[str, set[str]] = {
 }  # fmt: skip
 # Modules that must load without torch, even indirectly.
 LIGHT = (
-    "cli", "recipe_verbs", "recipe", "pipeline", "why", "adoption", "jobs", "plan_options", "layers", "blending",
-    "presets",
-    "checkpoint",
+    "cli", "recipe_verbs", "recipe", "pipeline", "why", "adoption", "jobs", "launching", "plan_options", "layers",
+    "blending", "presets", "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
     *VERBS, "conversion.gguf_header", "synthesis", "evaluation.scores",
     "evaluation.requests", "evaluation.suites", "evaluation.sources", "evaluation.prepared", "evaluation.harness",
