@@ -82,6 +82,25 @@ def publishing(out: Path, *, keep_partial: bool = False) -> Iterator[Path]:
         raise
 
 
+def is_being_written(out: Path) -> bool:
+    """Whether a process is writing ``out`` now (never told where there are no locks)."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(partial_path(out), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def made_once(out: Path, make: Callable[[Path], object]) -> None:
     """Publish ``out`` unless it is there; while another process makes the same, wait for it.
 

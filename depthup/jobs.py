@@ -55,7 +55,11 @@ class Lines:
     """
 
     def __init__(self, tell: Callable[[str], object]) -> None:
-        self.line = tell
+        self._tell = tell
+
+    def line(self, text: str) -> None:
+        """Hand it on."""
+        self._tell(text)
 
     def update(self, nodes: dict[str, Node], running: dict[str, float], failed: dict[str, str]) -> None:
         """Lines say it all."""
@@ -121,13 +125,13 @@ def run_jobs(
         raise RecipeError("several jobs need a POSIX system", next_step="leave --jobs and --retries out")
     if "WORLD_SIZE" in os.environ:
         raise RecipeError("a launcher started this run already", next_step="say `launch:` in the stages, or no --jobs")
-    view = view or Lines(print)
+    shown: View = view or Lines(print)
     try:
         with store.in_use(), catch_signals() as asked:
             nodes = survey(recipe, store, download=True)
-            return _Run(recipe, store, nodes, jobs, retries, devices, only, view, asked).go()
+            return _Run(recipe, store, nodes, jobs, retries, devices, only, shown, asked).go()
     finally:
-        view.close()
+        shown.close()
 
 
 class _Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -79,8 +80,11 @@ def _run(options: argparse.Namespace) -> int:
     is_worker = hold_leash()
     try:
         if options.jobs > 1 or options.retries:
+            from .live_view import Screen
+
+            view = Screen() if options.jobs > 1 and sys.stderr.isatty() else None
             nodes = run_jobs(recipe, store, jobs=options.jobs, retries=options.retries, devices=options.device,
-                             only=options.only)  # fmt: skip
+                             only=options.only, view=view)  # fmt: skip
         else:
             nodes = run(recipe, store, only=options.only, device=options.device, progress=sys.stderr.isatty(),
                         tell=(lambda line: None) if is_worker else print)  # fmt: skip
@@ -113,15 +117,42 @@ def add_status(verbs: Any) -> None:
     parser = add_verb(verbs, "status", _status, "tell what a run would do, and why", """
 examples:
   depthup status recipes/quickstart
+  depthup status my.yaml --watch                       drawn again each second, while a run goes on elsewhere
 states: cached (nothing to do), partial (a stopped run goes on), stale (made with other settings), missing
 """)  # fmt: skip
     _add_recipe_options(parser)
+    parser.add_argument("--watch", action="store_true", help="draw it again each second until all is made, or Ctrl-C")
+
+
+def _watch(recipe: Any, store: Any) -> None:
+    """Draw the stages until Ctrl-C, or until all are made."""
+    import time
+
+    from .files import is_being_written, partial_path
+    from .live_view import Screen
+    from .pipeline import survey
+
+    screen = Screen(sys.stdout)
+    while True:
+        nodes = survey(recipe, store)
+        running = {}
+        for name, node in nodes.items():
+            if node.record is None and is_being_written(node.folder):
+                with contextlib.suppress(OSError):  # published meanwhile
+                    running[name] = partial_path(node.folder).stat().st_ctime
+        screen.update(nodes, running, {})
+        if all(node.record is not None for node in nodes.values()):
+            return
+        time.sleep(1)
 
 
 def _status(options: argparse.Namespace) -> None:
     from .files import partial_path
     from .pipeline import survey
 
+    if getattr(options, "watch", False):
+        _watch(*open_recipe(options))
+        return
     recipe, store = open_recipe(options)
     nodes = survey(recipe, store)
     for name, node in nodes.items():

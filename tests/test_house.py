@@ -74,6 +74,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "adoption": frozenset({ANY}),
     "jobs": frozenset({"artifacts", "launching", "pipeline", "recipe", "stages"}),
     "launching": frozenset({"stage_settings"}),
+    "live_view": frozenset({"pipeline"}),
     "reference": frozenset({"cli", "stage_settings", "presets", "drawing", "report"}),
     "workloads": frozenset(
         {"recipe", "stages", "presets", "checkpoint", "conversion.gguf_header", "growth.freeze", "planning"}
@@ -123,7 +124,7 @@ ABOVE = {
     "training_stages": {"stages", "training_verbs"},
     "training_verbs": {"cli"},
     "stages": {"pipeline", "workloads", "jobs"},
-    "pipeline": {"why", "adoption", "jobs", "recipe_verbs", "training_verbs", *VERBS},
+    "pipeline": {"why", "adoption", "jobs", "live_view", "recipe_verbs", "training_verbs", *VERBS},
     "workloads": {"plan_verb"},
     "recipe_verbs": {*VERBS, "training_verbs", "cli"},
     **{verb: {"cli", *VERBS} for verb in VERBS},
@@ -151,7 +152,8 @@ DOORS: dict[str, set[str]] = {
 }  # fmt: skip
 # Modules that must load without torch, even indirectly.
 LIGHT = (
-    "cli", "recipe_verbs", "recipe", "pipeline", "why", "adoption", "jobs", "launching", "plan_options", "layers",
+    "cli", "recipe_verbs", "recipe", "pipeline", "why", "adoption", "jobs", "launching", "live_view",
+    "plan_options", "layers",
     "blending", "presets", "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
     *VERBS, "conversion.gguf_header", "synthesis", "evaluation.scores",

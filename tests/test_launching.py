@@ -71,7 +71,7 @@ def test_ranks_that_die_may_be_tried_again_and_bad_input_not(tmp_path: Path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["srun"]
 
 
-@pytest.mark.parametrize("by", ["torchrun", "srun"])
+@pytest.mark.parametrize("by", ["torchrun", pytest.param("srun", marks=pytest.mark.slow)])
 def test_two_ranks_stop_with_their_state_saved_and_go_on(by: str, tmp_path: Path) -> None:
     steps = 400 if by == "srun" else 3
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe(steps=steps, launch={"ranks": 2, "by": by})))
