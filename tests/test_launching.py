@@ -87,10 +87,9 @@ def test_two_ranks_stop_with_their_state_saved_and_go_on(by: str, tmp_path: Path
     if by == "srun":
         with open(tmp_path / "said", "w") as said:
             child = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
-            for _ in range(1200):
-                if any(path.stat().st_size > 1000 for path in (store / "trained").glob(".*.partial/metrics.jsonl")):
-                    break
-                assert child.poll() is None, (tmp_path / "said").read_text()
+            until = time.monotonic() + 400
+            while not any(p.stat().st_size > 1000 for p in (store / "trained").glob(".*.partial/metrics.jsonl")):
+                assert child.poll() is None and time.monotonic() < until, (tmp_path / "said").read_text()
                 time.sleep(0.1)
             child.send_signal(signal.SIGTERM)
             assert child.wait(120) == 75, (tmp_path / "said").read_text()
