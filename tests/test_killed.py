@@ -38,6 +38,7 @@ def weights(nodes: dict[str, Node]) -> dict[str, bytes]:
     return {name: (node.folder / "model.safetensors").read_bytes() for name, node in nodes.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for orphans in /proc")
 def test_killed_at_random_moments_it_resumes_with_nothing_lost(tmp_path: Path) -> None:
     recipe, path = parse_recipe(RECIPE), tmp_path / "recipe.yaml"
