@@ -73,11 +73,11 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     from .errors import DepthupError, Stopped, may_pass
     from .jobs import UNAVAILABLE, hold_leash, run_jobs
-    from .launching import tell_problem
+    from .launching import WORKER, tell_problem
     from .pipeline import outcome, run
 
     recipe, store = open_recipe(options)
-    is_worker = hold_leash()
+    is_worker = hold_leash() or WORKER in os.environ
     try:
         if options.jobs > 1 or options.retries:
             from .live_view import Screen
