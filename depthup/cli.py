@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .adopt_verb import add_adopt
 from .audit_verb import add_audit
 from .compare_verb import add_compare
 from .data_verb import add_data
 from .decontaminate_verb import add_decontaminate
 from .errors import DepthupError
 from .evaluate_verb import add_evaluate
+from .gc_verb import add_gc
 from .generate_verb import add_generate
 from .layers import LayerPlan
 from .membership_verb import add_membership
@@ -28,10 +30,12 @@ from .recipe_verbs import add_report, add_run, add_status
 from .recipe_verbs import add_verb as _verb
 from .synthesize_verb import add_synthesize
 from .training_verbs import add_preview, add_rates
+from .why_verb import add_why
 
 _OTHERS = (
     add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
     add_preview, add_rates, add_synthesize, add_decontaminate, add_audit, add_data, add_membership,
+    add_why, add_gc, add_adopt,
 )  # fmt: skip
 
 

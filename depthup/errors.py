@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import reprlib
 from collections.abc import Iterable
 
@@ -44,6 +45,10 @@ class OutputError(DepthupError):
     """An output that cannot be written: it exists, the disk is too small, another process writes it."""
 
 
+class BusyError(OutputError):
+    """An output that another process is writing now."""
+
+
 class RecipeError(DepthupError):
     """A recipe that does not parse: unknown key, wrong type, missing stage."""
 
@@ -58,6 +63,35 @@ class TrainingError(DepthupError):
 
 class Stopped(Exception):
     """A run that a signal of its launcher stopped, with its state saved: run again, it goes on."""
+
+
+_NETWORK = frozenset({"TransportError", "NewConnectionError", "IncompleteRead", "URLError"})  # of httpx, urllib3, http
+_NUMBERS = frozenset({
+    errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT,
+    errno.EPIPE, errno.ESTALE, errno.EIO,
+})  # fmt: skip
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same call may succeed later with nothing changed: a network or a file server that did not
+    answer, processes that died.
+
+    The error or one that it came from decides; being offline by choice (``HF_HUB_OFFLINE``) does not pass.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        names = {kind.__name__ for kind in type(seen).__mro__}
+        if "OfflineModeIsEnabled" in names:
+            return False
+        status = getattr(getattr(seen, "response", None), "status_code", None)
+        if status is not None:
+            return status in (408, 429) or status >= 500
+        if isinstance(seen, BusyError | ConnectionError | TimeoutError | ChildProcessError) or names & _NETWORK:
+            return True
+        if isinstance(seen, OSError) and seen.errno in _NUMBERS:
+            return True
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return False
 
 
 def readable(text: str) -> str:

@@ -8,16 +8,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import DepthupError, OutputError
+from .errors import BusyError, DepthupError, OutputError
 
 try:
     import fcntl
 except ImportError:  # Windows: no advisory locks; two writers of one folder are then not told apart
     fcntl = None  # type: ignore[assignment]
+
+
+_POLL_SECONDS = 0.2
 
 
 def partial_path(out: Path) -> Path:
@@ -78,6 +82,46 @@ def publishing(out: Path, *, keep_partial: bool = False) -> Iterator[Path]:
         raise
 
 
+def is_being_written(out: Path) -> bool:
+    """Whether a process is writing ``out`` now (never told where there are no locks)."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(partial_path(out), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def made_once(out: Path, make: Callable[[Path], object]) -> None:
+    """Publish ``out`` unless it is there; while another process makes the same, wait for it.
+
+    Args:
+        out: Named by what its content depends on, so that whoever made it, it is the same.
+        make: Fills the partial folder, in which it may find what a stopped process left.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    while not out.is_dir():
+        try:
+            with publishing(out, keep_partial=True) as partial:
+                make(partial)
+        except BusyError:
+            time.sleep(_POLL_SECONDS)
+        except OutputError:
+            if not out.is_dir():  # else the other one was quicker
+                raise
+
+
 def _make(partial: Path, out: Path) -> None:
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -107,7 +151,7 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    busy = OutputError(f"another process is writing {out}", next_step="wait for it to end, or choose another output")
+    busy = BusyError(f"another process is writing {out}", next_step="wait for it to end, or choose another output")
     try:
         descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:  # published by the other process a moment ago
@@ -127,6 +171,31 @@ def _locked(partial: Path, out: Path) -> Iterator[None]:
         if not partial.exists() or os.fstat(descriptor).st_ino != partial.stat().st_ino:
             raise busy
         yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked_file(path: Path, *, shared: bool) -> Iterator[bool]:
+    """Hold a lock on a file (made if it is not there) while the block runs; yields whether it was to be had at once.
+
+    Any number of processes hold it ``shared``, or one alone. It holds between machines wherever the file system's
+    locks do: NFS from version 4 (the file is opened for writing, as NFS asks), Lustre mounted with ``flock``, GPFS,
+    CephFS. A file system without locks gives it to everybody.
+    """
+    if fcntl is None:
+        yield True
+        return
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True
     finally:
         os.close(descriptor)
 

@@ -180,6 +180,11 @@ def resolve_device(wanted: str) -> str:
     return wanted
 
 
+def count_gpus() -> int:
+    """GPUs that torch sees; none of them is touched."""
+    return torch.cuda.device_count()
+
+
 def attention_interfaces() -> tuple[Any, Any]:
     """transformers' tables of attention functions and of the masks for them, by name; new names may be registered."""
     return ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS

@@ -7,7 +7,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,8 +18,9 @@ from .artifacts.fingerprint import fingerprint, first_difference
 from .artifacts.record import Record
 from .artifacts.store import Store
 from .checkpoint.remote import local_folder
-from .errors import CheckpointError, RecipeError, nearest
-from .files import partial_path
+from .errors import BusyError, CheckpointError, OutputError, RecipeError, nearest
+from .files import partial_path, write_json
+from .launching import launch_ranks
 from .recipe import Recipe
 from .stage_data import Job
 from .stage_settings import EvaluateStage, ReportStage, Stage
@@ -27,6 +28,7 @@ from .stages import KINDS, identity
 
 State = Literal["cached", "stale", "missing", "partial"]
 _POLL_SECONDS = 0.2
+_PATIENCE_SECONDS = 30.0
 _TOOLS = ("torch", "transformers", "tokenizers", "numpy")
 
 
@@ -75,6 +77,8 @@ def survey(recipe: Recipe, store: Store, *, download: bool = False) -> dict[str,
         }
         what = identity(stage, recipe, inputs, store.digests)
         digest = fingerprint(what)
+        if adopted := store.adopted(name, digest):  # what comes from it depends on its files
+            what, digest = adopted.identity, adopted.fingerprint
         record = _as_named_now(store.find(name, digest), stage, nodes)
         goes_on = KINDS[stage.kind].resumable and store.is_partial(name, digest)
         state: State = "cached" if record else "partial" if goes_on else "missing"
@@ -99,9 +103,30 @@ def _as_named_now(record: Record | None, stage: Stage, nodes: dict[str, Node]) -
     """Names are no part of a fingerprint: a record found under an older recipe gets the names of this one."""
     if record is None:
         return None
-    inputs = {source: nodes[source].fingerprint for source in stage.inputs() if source in nodes}
+    is_adopted = "adopted" in record.identity  # then it came from nothing of this recipe
+    inputs = {source: nodes[source].fingerprint for source in stage.inputs() if source in nodes and not is_adopted}
     results = record.results | ({"model": stage.model} if isinstance(stage, EvaluateStage) else {})
     return record.model_copy(update={"inputs": inputs, "results": results})
+
+
+def needed_folders(recipe: Recipe, store: Store) -> set[Path]:
+    """Where results of the recipe lie or will, and where its stopped runs go on."""
+    folders = {node.folder for node in survey(recipe, store).values()}
+    return folders | {partial_path(folder) for folder in folders}
+
+
+def identity_of(record: Record) -> dict[str, Any]:
+    """The settings that a result counts as made with; of an adopted one, those that it stands for."""
+    stands_for: dict[str, Any] = record.circumstance.get("stands_for", record.identity)
+    return stands_for
+
+
+def require_stage(recipe: Recipe, name: str) -> None:
+    """Raise :class:`RecipeError` unless the recipe has a stage of this name."""
+    if name not in recipe.stages:
+        raise RecipeError(
+            f"no stage is called '{name}'{nearest(name, recipe.stages)}", allowed=", ".join(recipe.stages)
+        )
 
 
 def _why(other: Record, what: dict[str, Any], stage: Stage, nodes: dict[str, Node]) -> str:
@@ -110,7 +135,7 @@ def _why(other: Record, what: dict[str, Any], stage: Stage, nodes: dict[str, Nod
         for source in [value] if isinstance(value, str) else value or ():
             if source in nodes and other.inputs.get(source) not in (None, nodes[source].fingerprint):
                 return f"its input {source} changed"
-    return first_difference(other.identity, what) or "unknown"
+    return first_difference(identity_of(other), what) or "unknown"
 
 
 def run(
@@ -139,11 +164,9 @@ def run(
         DepthupError: A stage failed; the ones before it are kept.
         KeyboardInterrupt: The run was stopped; a later one goes on.
     """
-    if only is not None and only not in recipe.stages:
-        raise RecipeError(
-            f"no stage is called '{only}'{nearest(only, recipe.stages)}", allowed=", ".join(recipe.stages)
-        )
-    with _world(device) as world:
+    if only is not None:
+        require_stage(recipe, only)
+    with _world(device) as world, store.in_use():
         return _walk(recipe, store, only, device, progress, tell, world)
 
 
@@ -167,23 +190,44 @@ def _walk(
     if world is not None and not world.is_first:
         return _follow(recipe, store, only, device, world)
     nodes = survey(recipe, store, download=True)
-    total = len(nodes)
-    for number, name in enumerate(nodes, 1):
-        node = nodes[name]
-        head = f"[{number}/{total}] {name:<14} {node.stage.kind:<9}"
-        if node.record is None and only not in (None, name):
+    for name, node in nodes.items():
+        if only not in (None, name):
             continue
-        if node.record is None:
-            note = {"stale": f" ({node.reason})", "partial": " (goes on)"}.get(node.state, "")
-            tell(f"{head} running{note}")
-            node = _make(node, nodes, recipe, store, device, progress, world)
-            nodes[name] = node
-            assert node.record is not None
-            tell(f"{head} done in {_duration(node.record.circumstance['seconds'])}: {node.folder}")
+        if node.record is not None:
+            tell(f"{heading(nodes, name)} cached: {node.folder}")
         else:
-            tell(f"{head} cached: {node.folder}")
+            tell(f"{heading(nodes, name)} {started(node)}")
+            nodes[name] = node = _make(node, nodes, recipe, store, device, progress, world)
+            tell(f"{heading(nodes, name)} {ended(node)}")
         store.point_to(name, node.fingerprint)
     return nodes
+
+
+def snapshot(recipe: Recipe, store: Store) -> Path:
+    """The recipe as a file in its store, for processes that make its stages: edits meanwhile change nothing."""
+    value = recipe.model_dump(mode="json", exclude_none=True)
+    path = store.root / ".recipes" / f"{fingerprint(value)[:12]}.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+    return path
+
+
+def heading(nodes: Mapping[str, Node], name: str) -> str:
+    """What a line about a stage begins with: ``[3/11] trained  pretrain``."""
+    number = list(nodes).index(name) + 1
+    return f"[{number}/{len(nodes)}] {name:<14} {nodes[name].stage.kind:<9}"
+
+
+def started(node: Node) -> str:
+    """What is told of a stage that begins."""
+    return "running" + {"stale": f" ({node.reason})", "partial": " (goes on)"}.get(node.state, "")
+
+
+def ended(node: Node) -> str:
+    """What is told of a stage that was made."""
+    assert node.record is not None
+    return f"done in {duration(node.record.circumstance['seconds'])}: {node.folder}"
 
 
 def _follow(recipe: Recipe, store: Store, only: str | None, device: str, world: Any) -> dict[str, Node]:
@@ -206,15 +250,38 @@ def prepare(recipe: Recipe, store: Store, name: str, device: str = "cpu") -> Job
     Raises:
         RecipeError: There is no such stage, or something before it is not made.
     """
-    if name not in recipe.stages:
-        raise RecipeError(
-            f"no stage is called '{name}'{nearest(name, recipe.stages)}", allowed=", ".join(recipe.stages)
-        )
+    require_stage(recipe, name)
     nodes = survey(recipe, store)
     return _job(nodes[name], nodes, recipe, store, device, False, None)
 
 
 def _make(
+    node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, device: str, progress: bool, world: Any
+) -> Node:
+    """Make a stage; one that another process is writing is waited for a while (it may be ending, or nearly done)."""
+    launch = getattr(node.stage, "launch", None)
+    if launch is not None and "WORLD_SIZE" not in os.environ:
+        _job(node, nodes, recipe, store, device, progress, None)  # refused here if something is missing
+        launch_ranks(launch, node.name, snapshot(recipe, store), store.root, node.fingerprint, device)
+        record = store.find(node.name, node.fingerprint)
+        assert record is not None, "all ranks ended well, and nothing was published"
+        return replace(node, state="cached", reason="", record=record)
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return _make_now(node, nodes, recipe, store, device, progress, world)
+        except BusyError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_POLL_SECONDS)
+        except OutputError:
+            if store.find(node.name, node.fingerprint) is None:
+                raise
+        if record := store.find(node.name, node.fingerprint):
+            return replace(node, state="cached", reason="", record=record)
+
+
+def _make_now(
     node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, device: str, progress: bool, world: Any
 ) -> Node:
     kind, job = KINDS[node.stage.kind], _job(node, nodes, recipe, store, device, progress, world)
@@ -266,7 +333,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``75`` -> ``1 min 15 s``."""
     return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02} s"
 
 

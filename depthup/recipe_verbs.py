@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -30,18 +31,39 @@ def _add_recipe_options(parser: Any) -> None:
     parser.add_argument("--store", metavar="DIR", help="where results are kept (runs/NAME)")
 
 
+def add_stage_options(parser: Any) -> None:
+    """A recipe and one of its stages, for verbs that look at a single one."""
+    parser.add_argument("recipe", metavar="RECIPE", help="recipe.yaml, or the folder that it lies in")
+    parser.add_argument("stage", metavar="STAGE", help="name of the stage in the recipe")
+    parser.add_argument("--store", metavar="DIR", help="where results are kept (runs/NAME)")
+
+
 def add_run(verbs: Any) -> None:
     """`depthup run`."""
     parser = add_verb(verbs, "run", _run, "make every stage of a recipe that is not made yet", """
 examples:
   depthup run recipes/quickstart
   depthup run recipes/quickstart --store /data/runs/quickstart --device cuda
+  depthup run recipes/smol --jobs 4 --retries 2                  stages beside one another (docs/pipeline.md)
   torchrun --nproc-per-node 8 -m depthup run my.yaml             docs/cluster.md has more
 Stopped with Ctrl-C, or by a launcher's SIGTERM or SIGUSR1, it goes on where it was when run again.
-exit status: 0 done, 2 bad input, 75 stopped by a launcher with the state saved, 130 stopped by Ctrl-C
+exit status: 0 done, 2 bad input, 69 what it needs did not answer and may later (a network), 75 stopped by a launcher
+with the state saved, 130 stopped by Ctrl-C
 """)  # fmt: skip
     _add_recipe_options(parser)
-    parser.add_argument("--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--device", default="auto", help="auto (default: a GPU if there is one), cpu, cuda, cuda:1; with --jobs"
+        " several, as in cuda:0,cuda:1 (auto: all GPUs)",
+    )  # fmt: skip
+    parser.add_argument("--only", metavar="STAGE", help="make this stage alone; what it comes from must be made")
+    parser.add_argument(
+        "--jobs", type=_at_least(1), default=1, metavar="N",
+        help="most stages at a time, each in a process of its own; computing ones one at a time on a device (1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--retries", type=_at_least(0), default=0, metavar="N",
+        help="try a stage again so often after a crash or a failure of the network, never after bad input (0)",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="the same as `depthup status`")
 
 
@@ -49,18 +71,45 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         _status(options)
         return 0
-    from .errors import Stopped
+    from .errors import DepthupError, Stopped, may_pass
+    from .jobs import UNAVAILABLE, hold_leash, run_jobs
+    from .launching import WORKER, tell_problem
     from .pipeline import outcome, run
 
     recipe, store = open_recipe(options)
+    is_worker = hold_leash() or WORKER in os.environ
     try:
-        nodes = run(recipe, store, device=options.device, progress=sys.stderr.isatty())
+        if options.jobs > 1 or options.retries:
+            from .live_view import Screen
+
+            view = Screen() if options.jobs > 1 and sys.stderr.isatty() else None
+            nodes = run_jobs(recipe, store, jobs=options.jobs, retries=options.retries, devices=options.device,
+                             only=options.only, view=view)  # fmt: skip
+        else:
+            nodes = run(recipe, store, only=options.only, device=options.device, progress=sys.stderr.isatty(),
+                        tell=(lambda line: None) if is_worker else print)  # fmt: skip
     except Stopped as stopped:
         print(f"stopped by {stopped} with the state saved; run again, it goes on", file=sys.stderr)
         return STOPPED
-    if os.environ.get("RANK", "0") == "0":
+    except DepthupError as error:
+        if not may_pass(error):
+            tell_problem(error)
+            raise
+        print(f"depthup: {error}", file=sys.stderr)
+        return UNAVAILABLE
+    if os.environ.get("RANK", "0") == "0" and options.only is None:
         print(outcome(nodes))
     return 0
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if not minimum <= value <= 1000:
+            raise argparse.ArgumentTypeError(f"{text} is not between {minimum} and 1000")
+        return value
+
+    return number
 
 
 def add_status(verbs: Any) -> None:
@@ -68,15 +117,42 @@ def add_status(verbs: Any) -> None:
     parser = add_verb(verbs, "status", _status, "tell what a run would do, and why", """
 examples:
   depthup status recipes/quickstart
+  depthup status my.yaml --watch                       drawn again each second, while a run goes on elsewhere
 states: cached (nothing to do), partial (a stopped run goes on), stale (made with other settings), missing
 """)  # fmt: skip
     _add_recipe_options(parser)
+    parser.add_argument("--watch", action="store_true", help="draw it again each second until all is made, or Ctrl-C")
+
+
+def _watch(recipe: Any, store: Any) -> None:
+    """Draw the stages until Ctrl-C, or until all are made."""
+    import time
+
+    from .files import is_being_written, partial_path
+    from .live_view import Screen
+    from .pipeline import survey
+
+    screen = Screen(sys.stdout)
+    while True:
+        nodes = survey(recipe, store)
+        running = {}
+        for name, node in nodes.items():
+            if node.record is None and is_being_written(node.folder):
+                with contextlib.suppress(OSError):  # published meanwhile
+                    running[name] = partial_path(node.folder).stat().st_ctime
+        screen.update(nodes, running, {})
+        if all(node.record is not None for node in nodes.values()):
+            return
+        time.sleep(1)
 
 
 def _status(options: argparse.Namespace) -> None:
     from .files import partial_path
     from .pipeline import survey
 
+    if getattr(options, "watch", False):
+        _watch(*open_recipe(options))
+        return
     recipe, store = open_recipe(options)
     nodes = survey(recipe, store)
     for name, node in nodes.items():

@@ -14,7 +14,7 @@ from .artifacts.record import Record
 from .artifacts.store import Store
 from .data_settings import FilesData, HubData, InstalledDocsData, PlainData, StageData, parts_of
 from .errors import DataError
-from .files import publishing
+from .files import made_once
 from .recipe import Recipe
 from .stage_settings import EvaluateStage, PreferenceStage, PretrainStage, SftStage
 
@@ -223,13 +223,18 @@ def _made_once(
         **settings,
     })  # fmt: skip
     folder = job.store.root / "tokens" / key[:12]
+
+    def fill(partial: Path) -> None:
+        with tqdm(
+            desc=f"{job.name}: tokenize {part} ({split})", unit="doc", disable=not job.progress, dynamic_ncols=True,
+            leave=False,
+        ) as bar:  # fmt: skip
+            make(partial, bar.update)
+
     with job.first_rank_first():
-        if not folder.is_dir():
-            with publishing(folder, keep_partial=True) as partial, tqdm(
-                desc=f"{job.name}: tokenize {part} ({split})", unit="doc", disable=not job.progress,
-                dynamic_ncols=True, leave=False,
-            ) as bar:  # fmt: skip
-                make(partial, bar.update)
+        made_once(folder, fill)
+        with contextlib.suppress(OSError):  # `depthup gc` keeps what was used of late
+            os.utime(folder)
     return folder
 
 

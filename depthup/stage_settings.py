@@ -76,6 +76,21 @@ class Lora(Settings):
     targets: tuple[str, ...] = Field(("all-linear",), description="Ends of module names; `all-linear` is all but head.")
 
 
+class Launch(Settings):
+    """Several ranks that make a stage together, started by torchrun on this machine, or by Slurm's srun."""
+
+    ranks: int = Field(gt=0, description="Ranks on each node, one a GPU.")
+    nodes: int = Field(1, gt=0, description="Nodes; several with `by: srun`.")
+    by: Literal["torchrun", "srun"] = Field("torchrun", description="What starts them.")
+    options: tuple[str, ...] = Field((), description="Further options of that, as in `--partition=gpu`.")
+
+    @model_validator(mode="after")
+    def _one_machine(self) -> Launch:
+        if self.by == "torchrun" and self.nodes > 1:
+            raise ValueError(f"torchrun starts ranks on this machine alone, and nodes = {self.nodes}: say by: srun")
+        return self
+
+
 Group = Literal["new", "seam", "original", "outside"]
 
 
@@ -122,6 +137,7 @@ class _Training(StageSettings):
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = free((), "Where metrics go besides metrics.jsonl.")
     sample_prompts: tuple[str, ...] = free((), "Texts that are continued at each measurement, to be looked at.")
     tokenize_workers: int = circumstance(1, 1, "Processes that tokenize.")
+    launch: Launch | None = free(None, "Ranks that make this stage; this process alone, where it is not said.")
 
 
 class PretrainStage(_Training):

@@ -79,6 +79,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "reference": frozenset(
         {"cli", "stage_settings", "data_settings", "data_stage_settings", "presets", "drawing", "report"}
     ),
+    "why": frozenset({"artifacts", "pipeline"}),
+    "adoption": frozenset({ANY}),
+    "jobs": frozenset({"artifacts", "launching", "pipeline", "recipe", "stages"}),
+    "launching": frozenset({"stage_settings"}),
+    "live_view": frozenset({"pipeline"}),
     "workloads": frozenset(
         {
             "recipe",
@@ -130,9 +135,13 @@ ABOVE = {
         "pipeline",
         "workloads",
         "reference",
+        "adoption",
+        "launching",
     },
     "recipe": {
         "data_stages",
+        "adoption",
+        "jobs",
         "stage_data",
         "score_stage",
         "training_stages",
@@ -152,11 +161,11 @@ ABOVE = {
         "pipeline",
     },
     "score_stage": {"stages"},
-    "training_run": {"training_stages", "stages"},
+    "training_run": {"training_stages", "stages", "adoption"},
     "training_stages": {"stages", "training_verbs"},
     "training_verbs": {"cli"},
-    "stages": {"pipeline", "workloads"},
-    "pipeline": {"recipe_verbs", "training_verbs"},
+    "stages": {"pipeline", "workloads", "jobs"},
+    "pipeline": {"why", "adoption", "jobs", "live_view", "recipe_verbs", "training_verbs", *VERBS},
     "workloads": {"plan_verb"},
     "recipe_verbs": {*VERBS, "training_verbs", "cli"},
     **{verb: {"cli", *VERBS} for verb in VERBS},
@@ -184,7 +193,9 @@ DOORS: dict[str, set[str]] = {
 }  # fmt: skip
 # Modules that must load without torch, even indirectly.
 LIGHT = (
-    "cli", "recipe_verbs", "recipe", "pipeline", "plan_options", "layers", "blending", "presets", "checkpoint",
+    "cli", "recipe_verbs", "recipe", "pipeline", "why", "adoption", "jobs", "launching", "live_view",
+    "plan_options", "layers",
+    "blending", "presets", "checkpoint",
     "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
     *VERBS, "conversion.gguf_header", "synthesis", "evaluation.scores",
     "evaluation.requests", "evaluation.suites", "evaluation.sources", "evaluation.prepared", "evaluation.harness",

@@ -175,7 +175,7 @@ def test_a_stage_whose_inputs_are_not_made_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no stage is called 'pgae' \(did you mean 'page'"):
         run(load_recipe(PICO), Store(tmp_path / "store"), only="pgae", progress=False)
     assert set(states(load_recipe(PICO), Store(tmp_path / "store")).values()) == {"missing"}
-    assert not list((tmp_path / "store").rglob("*.*"))
+    assert not list((tmp_path / "store").rglob("record.json"))
 
 
 def test_a_stage_that_fails_publishes_nothing_and_keeps_the_ones_before(tmp_path: Path) -> None:

@@ -18,13 +18,17 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first setting that differs, as ``learning_rate: 0.0006 -> 0.001``; None if nothing does."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """The settings that differ, as ``learning_rate: 0.0006 -> 0.001``, in the order of ``now``."""
     old, new = dict(flatten(before)), dict(flatten(now))
     for key in [*new, *(key for key in old if key not in new)]:
         if old.get(key) != new.get(key):
-            return f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}"
-    return None
+            yield f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}"
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first setting that differs; None if nothing does."""
+    return next(differences(before, now), None)
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -47,10 +51,14 @@ class Digests:
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
+        self._known = self._remembered()
+
+    def _remembered(self) -> dict[str, Any]:
         try:
-            self._known: dict[str, Any] = json.loads(memory.read_text())
+            known: dict[str, Any] = json.loads(self._memory.read_text())
         except (OSError, ValueError):
-            self._known = {}
+            return {}
+        return known
 
     def of_checkpoint(self, folder: Path) -> str:
         """Digest of a checkpoint folder: config, weights, tokenizer, code; the model card and records are left out."""
@@ -64,7 +72,8 @@ class Digests:
         stamp = [status.st_size, status.st_mtime_ns]
         key = str(path.resolve())
         if self._known.get(key, {}).get("stamp") != stamp:
-            self._known[key] = {"stamp": stamp, "sha256": sha256_of(path)}
+            found = {"stamp": stamp, "sha256": sha256_of(path)}
+            self._known = self._remembered() | self._known | {key: found}  # other stages may run beside this one
             if self._memory.parent.is_dir():
                 write_json(self._memory, self._known)
         return str(self._known[key]["sha256"])

@@ -1,21 +1,26 @@
 """The store: one folder for each result, named by its fingerprint, so that going back to old settings costs nothing.
 
 Layout: ``store/<stage>/<first 12 of fingerprint>/`` holds the result and ``record.json``; ``store/<stage>/latest`` is
-a link to the result used last; ``store/tokens/`` keeps tokenized text.
+a link to the result used last; ``store/tokens/`` keeps tokenized text. Runs hold ``store/.lock`` together, whoever
+removes something holds it alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..files import partial_path, publishing
+from ..errors import OutputError
+from ..files import locked_file, partial_path, publishing, write_json
 from .fingerprint import Digests
 from .record import Record, read_record
 
 LATEST = "latest"
+_LOCK = ".lock"
+_ADOPTED = "adopted.json"
 
 
 class Store:
@@ -33,6 +38,22 @@ class Store:
         """The record of a whole result, or None."""
         record = read_record(self.folder(stage, fingerprint))
         return record if record is not None and record.fingerprint == fingerprint else None
+
+    def adopted(self, stage: str, fingerprint: str) -> Record | None:
+        """The record of the checkpoint that stands for the result with this fingerprint, or None."""
+        taken = self._adopted(stage).get(fingerprint)
+        return self.find(stage, taken) if taken else None
+
+    def stand_for(self, stage: str, fingerprint: str, adopted: str) -> None:
+        """Note that a result of the stage, adopted from elsewhere, stands for the one with this fingerprint."""
+        write_json(self.root / stage / _ADOPTED, self._adopted(stage) | {fingerprint: adopted})
+
+    def _adopted(self, stage: str) -> dict[str, str]:
+        try:
+            found: dict[str, str] = json.loads((self.root / stage / _ADOPTED).read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
 
     def is_partial(self, stage: str, fingerprint: str) -> bool:
         """Whether a stopped run left a saved state for this result."""
@@ -57,6 +78,36 @@ class Store:
         final.parent.mkdir(parents=True, exist_ok=True)
         with publishing(final, keep_partial=keep_partial) as partial:
             yield partial
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While the block runs, nothing is removed from the store; made if it is not there.
+
+        Raises:
+            OutputError: Something is being removed from it now.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with locked_file(self.root / _LOCK, shared=True) as is_ours:
+            if not is_ours:
+                raise OutputError(f"`depthup gc` is cleaning {self.root}", next_step="wait for it to end")
+            yield
+
+    @contextlib.contextmanager
+    def cleaning(self, only_look: bool = False) -> Iterator[None]:
+        """While the block runs, no run uses the store, so that what none needs can be removed.
+
+        Raises:
+            OutputError: There is no such store, or a run uses it (told only if something will be removed).
+        """
+        if not self.root.is_dir():
+            raise OutputError(f"there is no store {self.root}", next_step="name it with --store DIR")
+        if only_look:
+            yield
+            return
+        with locked_file(self.root / _LOCK, shared=False) as is_ours:
+            if not is_ours:
+                raise OutputError(f"a run uses the store {self.root}", next_step="wait for it to end, or --dry-run")
+            yield
 
     def point_to(self, stage: str, fingerprint: str) -> None:
         """Let ``<stage>/latest`` lead to this result (left out where the system has no links)."""

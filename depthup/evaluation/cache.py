@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,7 @@ class Answers:
         text = json.dumps(identity, sort_keys=True)
         self.path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.sqlite"
         self._unsaved = time.monotonic()
+        self._new: dict[bytes, str] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(self.path, timeout=60)
@@ -46,6 +48,7 @@ class Answers:
             self._file.execute("CREATE TABLE IF NOT EXISTS answers (request BLOB PRIMARY KEY, answer TEXT NOT NULL)")
             self._file.execute("INSERT OR IGNORE INTO identity VALUES (?)", (text,))
             self._file.commit()
+            os.utime(self.path)  # `depthup gc` keeps what was used of late
             found = [row[0] for row in self._file.execute("SELECT text FROM identity")]
         except (sqlite3.Error, OSError) as error:
             raise _unusable(self.path, str(error)) from error
@@ -58,12 +61,15 @@ class Answers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.commit()
+        self._write()
         self._file.close()
 
     def get(self, request: Request) -> Answer | None:
         """The answer to a request, None if it is not known."""
-        row = self._file.execute("SELECT answer FROM answers WHERE request = ?", (_key(request),)).fetchone()
+        key = _key(request)
+        if key in self._new:
+            return _restored(json.loads(self._new[key]))
+        row = self._file.execute("SELECT answer FROM answers WHERE request = ?", (key,)).fetchone()
         return None if row is None else _restored(json.loads(row[0]))
 
     def put(self, request: Request, answer: Answer) -> None:
@@ -73,14 +79,18 @@ class Answers:
             DepthupError: It cannot be written.
         """
         try:
-            self._file.execute(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?)", (_key(request), json.dumps(answer, allow_nan=True))
-            )
+            self._new[_key(request)] = json.dumps(answer, allow_nan=True)
             if time.monotonic() - self._unsaved > _COMMIT_SECONDS:
-                self._file.commit()
-                self._unsaved = time.monotonic()
+                self._write()
         except sqlite3.Error as error:
             raise _unusable(self.path, str(error)) from error
+
+    def _write(self) -> None:
+        """Put what is new on the disk at once: no transaction stays open, so another stage can write beside this."""
+        self._file.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", self._new.items())
+        self._file.commit()
+        self._new.clear()
+        self._unsaved = time.monotonic()
 
 
 class RememberingScorer:

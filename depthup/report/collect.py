@@ -58,7 +58,7 @@ def collect_report(
     """
     lineage = _lineage([*evaluations, *comparisons], records)
     rows = collect_rows(evaluations, records)
-    plans = [record.results["plan"] for record in lineage if record.kind == "upscale"]
+    plans = [record.results["plan"] for record in lineage if record.kind == "upscale" and "plan" in record.results]
     return Report(
         title=title,
         summary=summary,
@@ -69,7 +69,7 @@ def collect_report(
         curves=tuple(
             _curve(record.stage, folder_of(record.stage, record.fingerprint) / "metrics.jsonl")
             for record in lineage
-            if record.kind == "pretrain"
+            if record.kind == "pretrain" and (folder_of(record.stage, record.fingerprint) / "metrics.jsonl").is_file()
         ),
         generations=_generations([records[name] for name in evaluations]),
         scores=_scores([records[name] for name in evaluations], folder_of),

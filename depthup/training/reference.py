@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..data.packing import IGNORED, PairBatch
 from ..data.pairs import PairRows
 from ..errors import DataError, TrainingError
-from ..files import publishing, write_json
+from ..files import made_once, publishing, write_json
 
 _VALUES, _KEY = "log_probs.npy", "key.json"
 _CHUNK_TARGETS = 4096  # targets whose logits are in float32 at a time
@@ -107,12 +107,19 @@ def reference_log_probs(
     if not _of_first_rank(folder.exists()):
         if _rank() == 0:
             root.mkdir(parents=True, exist_ok=True)
-            with publishing(folder, keep_partial=True) as partial:
-                compute(_partial_values(partial, identity, rows.num_rows))
+            publish = (
+                _publish if dist.is_initialized() else made_once
+            )  # ranks that compute along cannot wait for another process
+            publish(folder, lambda partial: compute(_partial_values(partial, identity, rows.num_rows)))
         else:
             compute(None)
         _of_first_rank(None)  # the others open what it has published
     return _opened(folder, identity, rows.num_rows)
+
+
+def _publish(folder: Path, make: Callable[[Path], object]) -> None:
+    with publishing(folder, keep_partial=True) as partial:
+        make(partial)
 
 
 def require_reference(
