@@ -21,7 +21,7 @@ class Quota(Settings):
 
 
 class SynthesizeStage(StageSettings):
-    """Verified math problems and solutions of seeds (`data`, `factory`), as MetaMath makes them (arXiv:2309.12284)."""
+    """Verified math problems and solutions as MetaMath makes them (arXiv:2309.12284), of `data` or `factory`."""
 
     INPUTS: ClassVar[Mapping[str, Made]] = {"model": "checkpoint"}
     MAKES: ClassVar[Made] = "data"
