@@ -235,7 +235,12 @@ def _unpaired(found: Sequence[Sequence[Difference]]) -> list[str]:
 
 
 def _notes(models: Sequence[ModelScores]) -> list[str]:
-    notes = {f"{task.task}: {note}": None for model in models for task in model.tasks for note in task.notes}
+    notes = {
+        f"{task.task}: {note.removeprefix(f'{task.task}: ')}": None
+        for model in models
+        for task in model.tasks
+        for note in task.notes
+    }
     drawn = [
         f"{task.num_items:,} of {task.num_available:,} of {task.task}"
         for task in models[0].tasks

@@ -96,7 +96,10 @@ def score_board(models: Sequence[ModelScores]) -> Board:
             row.insert(0, mean)
     profiles = dict.fromkeys(" ".join(filter(None, (model.suite, model.profile))) for model in models)
     notes = {
-        f"{task_title(task.task)}: {note}": None for model in models for task in model.tasks for note in _notes(task)
+        f"{task_title(task.task)}: {note.removeprefix(f'{task.task}: ').removeprefix(f'{task_title(task.task)}: ')}": None
+        for model in models
+        for task in model.tasks
+        for note in _notes(task)
     }
     return Board(
         tuple(model.model for model in models), tuple(columns), tuple(map(tuple, cells)), tuple(profiles), tuple(notes)
