@@ -141,7 +141,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _generator(spec: str, device: str, digests: Any) -> tuple[str, Any]:
-    """What writes text, and its name: it says which model that is, for a server or a folder may come to hold another."""
+    """What writes text, and its name, which says what model that is: a server or a folder may come to hold another."""
     from .evaluation.backend_scorer import BackendScorer
     from .generation.backend import open_backend
 

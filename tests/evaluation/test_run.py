@@ -159,18 +159,38 @@ def test_a_single_item_is_scored_and_what_cannot_be_written_is_told_last(
     assert "points" not in said.out and "nothing to draw" in said.err and not (tmp_path / "bits.svg").exists()
 
 
+def test_a_models_processes_end_with_it(data: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next model finds the memory of the devices taken."""
+    closed = []
+
+    class Several:
+        def answer(self, requests, done=None):
+            return [(-1.0, False)] * len(requests)
+
+        def close(self):
+            closed.append(self)
+
+    monkeypatch.setattr(run_module, "load_scorer", lambda *a, **k: Several())
+    reader = Reader(Questions(["winogrande"], data_dir=data, limit=1), Place("cpu"))
+    for number, model in enumerate(models, 1):
+        reader.read("m", model, f"f{number}")
+        assert len(closed) == number
+
+
 def test_text_of_another_model_behind_the_same_name_is_asked_anew(
     data: Path, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A server at one address may come to serve another model: its answers are then not those that are kept."""
     how = ["--tasks", "gsm8k", "--data-dir", str(data), "--out", str(tmp_path), "--backend", "mock:echo"]
-    asked = []
+    asked: list[str] = []
+    served = ["one"]
 
     def opened(spec: str, **options: object) -> MockBackend:
-        return MockBackend(lambda prompt, sampling: asked.append(served) or f"#### {served}", f"server:{served}")
+        return MockBackend(lambda prompt, sampling: asked.append(served[-1]) or "#### 1", f"server:{served[-1]}")
 
     monkeypatch.setattr("depthup.generation.backend.open_backend", opened)
-    for served in ("one", "two", "two"):
+    for name in ("one", "two", "two"):
+        served.append(name)
         assert main(["evaluate", str(models[0]), *how]) == 0
     assert asked == ["one"] * 5 + ["two"] * 5
 
