@@ -32,7 +32,10 @@ were asked in different ways are refused. docs/noise.md shows what the same stat
 
 
 def _level(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < 0.5:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 0.5")
     return value
@@ -48,23 +51,24 @@ def _compare(options: argparse.Namespace) -> None:
     found = compare(
         models, baseline, alpha=options.alpha, seed=options.seed, allow_differences=options.allow_differences
     )  # fmt: skip
+    print(comparison_text(found))
     if options.json:
+        from .errors import OutputError
         from .files import write_json
 
-        write_json(Path(options.json), comparison_json(found))
+        try:
+            write_json(Path(options.json), comparison_json(found))
+        except OSError as error:
+            raise OutputError(
+                f"{options.json} was not written: {error.strerror}", next_step="choose another place with --json"
+            ) from error
     if options.figure:
         from dataclasses import replace
 
-        from .errors import DataError
-        from .files import write_text
-        from .report.score_bars import score_bars_svg
+        from .report.score_bars import write_score_bars
 
         named = [replace(model, model=name) for model, name in zip(models, found.names, strict=True)]
-        figure = score_bars_svg(named, standalone=True)
-        if not figure:
-            raise DataError("nothing to draw: no task is measured in points", next_step="leave out --figure")
-        write_text(Path(options.figure), figure + "\n")
-    print(comparison_text(found))
+        write_score_bars(Path(options.figure), named)
 
 
 def _place(options: argparse.Namespace) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from .errors import DepthupError
+from .errors import DataError, DepthupError, OutputError
 from .recipe_verbs import add_verb
 
 
@@ -79,9 +80,28 @@ def _check(options: argparse.Namespace) -> None:
         raise DepthupError("--show needs a number of items and their --task", allowed="--show 5 --task gsm8k")
     if options.suite and options.tasks:
         raise DepthupError("--suite and --tasks are both given", allowed="one of them")
+    if options.fewshot_as_one_turn and not options.chat_template:
+        raise DepthupError("--fewshot-as-one-turn without --chat-template", next_step="add --chat-template")
+    for name in ("max_length", "batch_tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise DepthupError(
+                f"--{name.replace('_', '-')} is {value}", allowed="1 or more, or nothing for what fits the model"
+            )
     if options.suite:
         find_suite(options.suite)
     find_profile(options.profile)
+
+
+def _require_writable(folder: Path) -> None:
+    """Hours of computing should not end at a folder that takes no file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK) else "it is read-only"
+    except OSError as error:
+        reason = str(error.strerror)
+    if reason:
+        raise OutputError(f"nothing can be written in {folder}: {reason}", next_step="choose another folder with --out")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -90,9 +110,9 @@ def _run(options: argparse.Namespace) -> None:
     from .report.scores import score_board
 
     folders = [local_folder(model) for model in options.models]
-    reader = _reader(options)
-    cache = reader.cache or Path(options.out) / "answers"
-    digests = Digests(cache / "digests.json")
+    _require_writable(Path(options.out))
+    digests = Digests(Path(options.cache or Path(options.out) / "answers") / "digests.json")
+    reader = _reader(options, digests)
     from .evaluation.results import write_results
 
     found = []
@@ -102,22 +122,36 @@ def _run(options: argparse.Namespace) -> None:
         path = write_results(options.out, scores, samples)
         print(f"   {scores.seconds:.0f} s, {path}", file=sys.stderr)
         found.append(scores)
-        if options.card:
-            _write_card(Path(options.card), scores, single=len(folders) == 1)
     print(_table(score_board(found)))
-    if options.figure:
-        from .files import write_text
-        from .report.score_bars import score_bars_svg
-
-        write_text(Path(options.figure), score_bars_svg(found, standalone=True) + "\n")
     if len(found) > 1:
         from .evaluation.compare import compare
         from .report.comparison import comparison_text
 
-        print(f"\n{comparison_text(compare(found, seed=options.seed))}")
+        try:
+            print(f"\n{comparison_text(compare(found, seed=options.seed))}")
+        except DataError as error:  # a single item, for one: the scores stand all the same
+            print(f"note: not compared: {error.problem}")
+    if options.card:
+        for scores in found:
+            _write_card(Path(options.card), scores, single=len(found) == 1)
+    if options.figure:
+        from .report.score_bars import write_score_bars
+
+        write_score_bars(Path(options.figure), found)
 
 
-def _reader(options: argparse.Namespace) -> Any:
+def _generator(spec: str, device: str, digests: Any) -> tuple[str, Any]:
+    """What writes text, and its name, which says what model that is: a server or a folder may come to hold another."""
+    from .evaluation.backend_scorer import BackendScorer
+    from .generation.backend import open_backend
+
+    backend = open_backend(spec, device=device)
+    kind, _, folder = spec.partition(":")
+    name = f"{spec} {backend.identity}"
+    return f"{name} {digests.of_checkpoint(Path(folder))}" if kind == "local" else name, BackendScorer(backend)
+
+
+def _reader(options: argparse.Namespace, digests: Any) -> Any:
     from .evaluation.run import Place, Questions, Reader
     from .models import resolve_device
 
@@ -133,10 +167,7 @@ def _reader(options: argparse.Namespace) -> Any:
     cache = None if options.no_cache else Path(options.cache or Path(options.out) / "answers")
     generator = None
     if options.backend:
-        from .evaluation.backend_scorer import BackendScorer
-        from .generation.backend import open_backend
-
-        generator = (options.backend, BackendScorer(open_backend(options.backend)))
+        generator = _generator(options.backend, device, digests)
 
     def report(task: str, num_requests: int) -> None:
         print(f"   {task}: {num_requests:,} requests", file=sys.stderr, flush=True)
@@ -155,8 +186,9 @@ def _table(board: Any) -> str:
     ]
     rows = rows[board.num_means :] + rows[: board.num_means]
     notes = [f"note: {note}" for note in board.notes]
+    unit = ": points" if any(column.in_points for column in board.columns) else ""
     return "\n".join([
-        f"{', '.join(board.profiles)}: points, ± half of a 95 % interval", "",
+        f"{', '.join(board.profiles)}{unit}, ± half of a 95 % interval", "",
         render_table(["", "", *board.names], rows), *notes,
     ])  # fmt: skip
 
@@ -174,7 +206,6 @@ def _write_card(folder: Path, scores: Any, single: bool) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from .errors import DataError
     from .evaluation.results import find_results, read_samples
     from .evaluation.results_form import folder_name
     from .evaluation.show import chosen_samples, show_sample

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import DataError
 from .pairs import Difference, differences
+from .prepared import STATED
 from .scores import ModelScores, TaskScores
 from .statistics import Estimate, estimate, has_mean, holm, is_lower_better, suite_of
 
@@ -158,9 +159,9 @@ def what_differs(models: Sequence[ModelScores]) -> list[str]:
         if first.profile != other.profile:
             found.append(f"profiles of {both}: {first.profile or 'none'} and {other.profile or 'none'}")
         for key in DECISIVE:
-            one, two = first.settings.get(key) or None, other.settings.get(key) or None
-            if key == "chat_template":  # its text belongs to the model; whether it was applied does not
-                one, two = (None if value is None else "applied" for value in (one, two))
+            one, two = _setting(first, key), _setting(other, key)
+            if key == "data" and None in (one, two):  # lm-eval's files do not say it; items that differ are not paired
+                continue
             if one != two:
                 found.append(f"{key.replace('_', ' ')} of {both}: {_short(one)} and {_short(two)}")
         theirs = {task.task: task for task in other.tasks}
@@ -177,15 +178,31 @@ def what_differs(models: Sequence[ModelScores]) -> list[str]:
     return found
 
 
+def _setting(scores: ModelScores, key: str) -> object:
+    template = scores.settings.get("chat_template")
+    if key == "chat_template":  # its text belongs to the model; whether it was applied does not
+        return "applied" if template else None
+    if key == "fewshot_as_multiturn" and not template:  # says nothing then; lm-eval writes it all the same
+        return None
+    return scores.settings.get(key) or None
+
+
 def _clashes(one: TaskScores, two: TaskScores) -> list[tuple[str, object, object]]:
     fields = (
         ("metric", one.metric, two.metric),
         ("shots", one.num_fewshot, two.num_fewshot),
         ("averaging", one.weighting, two.weighting),
-        ("version", one.version, two.version),
+        ("version", *_versions(one.version, two.version)),
         ("split", f"{one.num_available:,} items", f"{two.num_available:,} items"),
     )
     return [field for field in fields if field[1] != field[2] and not (field[0] == "version" and "" in field[1:])]
+
+
+def _versions(one: str, two: str) -> tuple[str, str]:
+    """As they stand, but where only one of them says whose task it is, the task's number alone."""
+    if (STATED in one) != (STATED in two):
+        return one.rpartition(STATED)[2], two.rpartition(STATED)[2]
+    return one, two
 
 
 def _common(scores: ModelScores, models: Sequence[ModelScores]) -> ModelScores:
@@ -218,7 +235,12 @@ def _unpaired(found: Sequence[Sequence[Difference]]) -> list[str]:
 
 
 def _notes(models: Sequence[ModelScores]) -> list[str]:
-    notes = {f"{task.task}: {note}": None for model in models for task in model.tasks for note in task.notes}
+    notes = {
+        f"{task.task}: {note.removeprefix(f'{task.task}: ')}": None
+        for model in models
+        for task in model.tasks
+        for note in task.notes
+    }
     drawn = [
         f"{task.num_items:,} of {task.num_available:,} of {task.task}"
         for task in models[0].tasks

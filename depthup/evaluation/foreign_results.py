@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, shown
 from .samples import value_of
 from .scores import ModelScores, TaskScores, Totals, Weighting
+from .sources import LAYOUTS, item_ids
 from .statistics import metric_name
 
 # Of several metrics of a task, the one that is its score.
@@ -101,7 +102,7 @@ def _task(name: str, leaves: list[str], form: Mapping[str, Any], path: Path) -> 
     counts = [form.get("n-samples", {}).get(leaf, {}).get("original") or sizes[leaf] for leaf in leaves]
     fields: dict[str, Any] = {
         "task": name, "metric": key.removesuffix(",none"), "num_fewshot": max(shots), "num_available": sum(counts),
-        "version": str(form.get("versions", {}).get(name, "")).replace("N/A", ""),
+        "version": _version(leaves, form),
     }  # fmt: skip
     found = {leaf: samples_file(path, leaf) for leaf in leaves}
     if not all(file.is_file() for file in found.values()):
@@ -110,7 +111,7 @@ def _task(name: str, leaves: list[str], form: Mapping[str, Any], path: Path) -> 
         return TaskScores(items=(), values=(), weighting=weighting, totals=totals, **fields)
     items, values, groups = [], [], []
     for leaf, file in found.items():
-        pairs = _values(file, key)
+        pairs = _values(file, key, name if name in LAYOUTS else leaf)
         mean = math.fsum(value for _, value in pairs) / max(len(pairs), 1)
         if len(pairs) != sizes[leaf] or abs(mean - form["results"][leaf][key]) > 1e-6:
             raise DataError(f"{file} is of another run than {path.name}", next_step="remove it, or get both again")
@@ -121,16 +122,33 @@ def _task(name: str, leaves: list[str], form: Mapping[str, Any], path: Path) -> 
     return TaskScores(items=tuple(items), values=tuple(values), groups=grouped, weighting=weighting, **fields)
 
 
-def _values(file: Path, key: str) -> list[tuple[str, float]]:
+def _version(leaves: Sequence[str], form: Mapping[str, Any]) -> str:
+    """The version of a task, for a group that of its tasks where they have one in common: as depthup states it."""
+    versions = {str(form.get("versions", {}).get(leaf, "")).replace("N/A", "") for leaf in leaves}
+    return versions.pop() if len(versions) == 1 else ""
+
+
+def _values(file: Path, key: str, task: str) -> list[tuple[str, float]]:
     filtered = key.partition(",")[2]
     try:
-        return [
-            (str(line["doc_hash"]), value_of(line, key))
-            for line in read_lines(file)
-            if line["filter"] == filtered and metric_name(key) in line
-        ]
+        lines = [line for line in read_lines(file) if line["filter"] == filtered and metric_name(key) in line]
+        return list(zip(identities(task, lines), [value_of(line, key) for line in lines], strict=True))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file} is no file of samples: {error!r}", next_step="remove it, or write it again") from error
+
+
+def identities(task: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Identity of the item in each line of samples, the one that depthup gives it: models of both are then paired.
+
+    The harness's own hash counts only where the item's fields are not there.
+
+    Raises:
+        KeyError: A line has neither.
+    """
+    try:
+        return item_ids(task, [line["doc"] for line in lines])
+    except (KeyError, TypeError):
+        return [str(line["doc_hash"]) for line in lines]
 
 
 def _weighting(mean: float, parts: list[tuple[Any, int]]) -> Weighting | None:

@@ -25,7 +25,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from ..errors import RecipeError, shown
 from .harness_templates import compiled_templates, quiet
-from .prepared import Choice, Item, Metrics, PreparedTask
+from .prepared import STATED, Choice, Item, Metrics, PreparedTask
 from .requests import Answer, Completion, Continuation, Request, Whole
 from .scores import Weighting
 from .sources import Benchmark, item_ids
@@ -199,7 +199,7 @@ def prepare_parts(
     task_version = next(iter({str(part.task.VERSION) for part in parts}))
     return PreparedTask(
         name, NAME, metric, parts[0].task.config.num_fewshot or 0, items, grade, num_available, weighting,
-        f"{NAME}: lm-eval {VERSION}, task version {task_version}",
+        f"{NAME}: lm-eval {VERSION}, {STATED}{task_version}",
         (*notes, *choice.notes(name, len(items), num_available, order)), identity or {},
     )  # fmt: skip
 

@@ -11,6 +11,7 @@ from .requests import Answer, Completion, Request, Whole
 from .scores import Sample, TaskScores, Weighting
 
 Metrics = Mapping[str, float]
+STATED = "task version "  # stands before the task's own number in ``version``
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -151,6 +153,8 @@ def split_paths(paths: Sequence[Path], num_parts: int) -> list[list[int]]:
 
     A stem with more than its share of all tokens is cut between its trees, and computed once for each part.
     """
+    if not paths:  # a task of texts alone
+        return []
     sequences = sort_sequences(paths)
     root = plan(sequences)
     most = max(root.num_tokens // max(num_parts, 1), 1)
@@ -175,6 +179,8 @@ def _serve(
     device: str, num_processes: int, source: str, dtype: str, options: dict[str, Any], work: Any, found: Any
 ) -> None:
     """What a worker does: load the model, then answer jobs until it is ended."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     try:
         if torch.device(device).type == "cpu":
             torch.set_num_threads(max((os.cpu_count() or 1) // num_processes, 1))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, OutputError, shown
 from ..files import write_json, write_text
-from .foreign_results import from_harness, read_lines, samples_file
+from .foreign_results import from_harness, identities, read_lines, samples_file
 from .results_form import folder_name, from_form, metric_key, sha256, subtask, to_form
 from .samples import from_line, to_line
 from .scores import ModelScores, Sample, TaskScores
@@ -149,7 +150,11 @@ def _samples_in(file: Path, task: TaskScores) -> list[Sample]:
     filtered = metric_key(task.metric).partition(",")[2]
     try:
         lines = [line for line in read_lines(file) if line["filter"] == filtered]
-        return [from_line(line, task.task, task.metric) for line in lines]
+        samples = [from_line(line, task.task, task.metric) for line in lines]
+        if {sample.item for sample in samples} <= set(task.items):
+            return samples
+        names = identities(task.task, lines)  # in the files of the harness items have other hashes
+        return [replace(sample, item=name) for sample, name in zip(samples, names, strict=True)]
     except _WRONG as error:
         raise DataError(f"{file} is no file of samples: {error!r}", next_step="write it again") from error
 

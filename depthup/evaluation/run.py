@@ -171,6 +171,14 @@ class Reader:
         generator = self.generator[1] if self.generator else None
         local = _Lazy(make)
         composed = Divided(local, generator) if generator else local
+        try:
+            yield from self._asked(tasks, composed, fingerprint)
+        finally:
+            local.close()
+
+    def _asked(
+        self, tasks: Sequence[PreparedTask], composed: Scorer, fingerprint: str
+    ) -> Iterator[tuple[PreparedTask, list[Answer]]]:
         if self.cache is None:
             for task in tasks:
                 self.report(task.name, len(task.requests))
@@ -221,6 +229,12 @@ class _Lazy:
     def answer(self, requests: Sequence[Request], done: Callable[[int, Answer], None] | None = None) -> list[Answer]:
         self._scorer = self._scorer or self._make()
         return self._scorer.answer(requests, done)
+
+    def close(self) -> None:
+        """End the processes of a scorer that has such, so that the next model finds their memory free."""
+        if hasattr(self._scorer, "close"):
+            self._scorer.close()
+        self._scorer = None
 
 
 def _data(tasks: Sequence[PreparedTask]) -> str:

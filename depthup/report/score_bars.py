@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from ..errors import DataError, OutputError
 from ..evaluation.scores import ModelScores
 from ..evaluation.statistics import Estimate
+from ..files import write_text
 from . import svg
 from .scores import Board, Column, score_board, with_margin
 
@@ -65,6 +68,24 @@ def score_bars_svg(models: Sequence[ModelScores], *, width: int = 760, standalon
         width, bottom + _BOTTOM, *content, *_grid(axis, _TOP + legend_height(board.names, width) - 8, bottom), *blocks,
         standalone=standalone, title="Scores with 95 % intervals", description=describe(board),
     )  # fmt: skip
+
+
+def write_score_bars(path: Path, models: Sequence[ModelScores]) -> None:
+    """Write the figure as a file of its own.
+
+    Raises:
+        DataError: There is nothing to draw.
+        OutputError: The file cannot be written.
+    """
+    figure = score_bars_svg(models, standalone=True)
+    if not figure:
+        raise DataError("nothing to draw: no task is measured in points", next_step="leave out --figure")
+    try:
+        write_text(path, figure + "\n")
+    except OSError as error:
+        raise OutputError(
+            f"{path} was not written: {error.strerror}", next_step="choose another place with --figure"
+        ) from error
 
 
 def describe(board: Board) -> str:

@@ -96,7 +96,10 @@ def score_board(models: Sequence[ModelScores]) -> Board:
             row.insert(0, mean)
     profiles = dict.fromkeys(" ".join(filter(None, (model.suite, model.profile))) for model in models)
     notes = {
-        f"{task_title(task.task)}: {note}": None for model in models for task in model.tasks for note in _notes(task)
+        f"{task_title(task.task)}: {_bare(note, task.task)}": None
+        for model in models
+        for task in model.tasks
+        for note in _notes(task)
     }
     return Board(
         tuple(model.model for model in models), tuple(columns), tuple(map(tuple, cells)), tuple(profiles), tuple(notes)
@@ -142,6 +145,11 @@ def scores_table(models: Sequence[ModelScores]) -> str:
 
 def _shots(task: TaskScores) -> str:
     return f"{task.num_fewshot} shot{'' if task.num_fewshot == 1 else 's'}"
+
+
+def _bare(note: str, task: str) -> str:
+    """A note without the name of its task, which is put before it anyway."""
+    return note.removeprefix(f"{task}: ").removeprefix(f"{task_title(task)}: ")
 
 
 def _notes(task: TaskScores) -> tuple[str, ...]:

@@ -15,9 +15,12 @@ import pytest
 import yaml
 
 from depthup.errors import DepthupError, RecipeError
+from depthup.evaluation.compare import compare
 from depthup.evaluation.harness import ChatTemplate, prepare, template_of
 from depthup.evaluation.prepared import PreparedTask
 from depthup.evaluation.requests import Answer, Completion, Continuation, Request
+from depthup.evaluation.results import read_results, read_samples, write_results
+from depthup.evaluation.scores import ModelScores
 from depthup.evaluation.sources import LocalItems
 from depthup.evaluation.suites import TASKS, find_suite
 
@@ -178,6 +181,30 @@ def test_a_real_model_scores_as_under_lm_eval(
     for name in ("arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k"):
         (task,) = prepare(name, source=LocalItems(folder), limit=1)
         same_as_stock(task, stock(name, model, limit=1), LMScorer(model).answer(task.requests))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_files_of_both_are_compared_item_by_item(
+    name: str, folder: Path, stock: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    from lm_eval.loggers import EvaluationTracker
+
+    results = stock(name, lm(Hashed()))
+    tracker = EvaluationTracker(output_path=str(tmp_path))
+    log = tracker.general_config_tracker.log_experiment_args
+    log("dummy", "pretrained=theirs", None, None, fewshot_as_multiturn=True)  # what simple_evaluate writes by default
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results | {"lm_eval_version": "0.4.13"}, samples)
+    for task_name, lines in samples.items():
+        tracker.save_results_samples(task_name, lines)
+    theirs = read_results(tmp_path / "theirs")
+    (task,) = prepare(name, source=LocalItems(folder))
+    scores, ours = task.score(Hashed().answer(task.requests))
+    settings = {"chat_template": None, "fewshot_as_multiturn": None, "data": "0123"}
+    path = write_results(tmp_path, ModelScores("ours", "f", "tasks", task.profile, (scores,), settings), ours)
+    (row,) = compare([read_results(path), theirs], num_draws=50).compared[0]
+    assert row.difference.paired and row.verdict == "the same on every item"
+    assert [sample.item for sample in read_samples(tmp_path / "theirs", name)] == list(theirs.tasks[0].items)
 
 
 def test_a_missing_training_split_gives_other_items_of_the_same_split_and_says_so(tmp_path: Path) -> None:

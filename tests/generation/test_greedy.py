@@ -43,8 +43,11 @@ def answer(model: Any, tokenizer: Any, prompts: list[list[int]], limits: list[in
     return complete(model, tokenizer, prompts, stop=[stop] * len(prompts), max_new_tokens=limits, **options)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("shared", [0, 33])
+@pytest.mark.parametrize(
+    ("family", "shared"),
+    [(family, 33) for family in FAMILIES]
+    + [pytest.param(name, 0, marks=[] if name in ("llama", "mamba") else pytest.mark.slow) for name in FAMILIES],
+)
 def test_texts_are_those_of_one_prompt_at_a_time(tokenizer: Any, family: str, shared: int) -> None:
     model = pico.model(family, num_layers=7 if family == "gpt_neo" else 2)
     prompts = prompts_of(4, shared)
