@@ -31,7 +31,11 @@ bad.jsonl (file, row, field) where a row could not be read. docs/pairs.md has th
 """)  # fmt: skip
     parser.add_argument("rows", metavar="ROWS", nargs="+", help=".jsonl, .json or .parquet of `depthup synthesize`")
     parser.add_argument(
-        "--seeds", metavar="FILE", nargs="+", default=[], help="what the rows were made of: the original solutions"
+        "--seeds", metavar="FILE", nargs="+", default=[],
+        help="what the rows were made of, for the original solutions; factory:N and reasoning-gym:N too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds-seed", type=int, default=0, metavar="SEED", help="--seed of the synthesis, for factory:N (0)"
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to make")
     parser.add_argument("--variant", default="paper", choices=tuple(VARIANTS), help="which pairs (paper)")
@@ -43,6 +47,7 @@ bad.jsonl (file, row, field) where a row could not be read. docs/pairs.md has th
 
 def _alignment(options: argparse.Namespace) -> None:
     from .data.raw_rows import files_of
+    from .errors import DataError
     from .files import publishing, refuse_existing, write_json
     from .synthesis.pairs import align, with_originals
 
@@ -50,8 +55,11 @@ def _alignment(options: argparse.Namespace) -> None:
     paths = files_of(options.rows)
     with publishing(Path(options.out)) as folder:
         with open(folder / "bad.jsonl", "w", encoding="utf-8") as bad:
-            rows, num_bad = _read(paths, bad)
-        rows = with_originals(rows, _originals(files_of(options.seeds) if options.seeds else []))
+            rows, num_bad, first_bad = _read(paths, bad)
+        if num_bad and not rows:
+            raise DataError(f"none of {num_bad:,} rows can be read: {first_bad}",
+                            next_step="give rows-*.jsonl or rejected.jsonl of `depthup synthesize math`")  # fmt: skip
+        rows = with_originals(rows, _originals(options.seeds, options.seeds_seed))
         made = align(rows, options.variant, seed=options.seed, match_length=options.match_length)
         settings = {"variant": options.variant, "seed": options.seed, "match_length": options.match_length}
         with open(folder / "pairs.jsonl", "w", encoding="utf-8") as file:
@@ -112,13 +120,13 @@ def alignment_report(made: Alignment) -> dict[str, Any]:
     }
 
 
-def _read(paths: Sequence[Path], bad: TextIO) -> tuple[list[Solved], int]:
-    """Rows that can be read, and the number of the others, which are set aside."""
+def _read(paths: Sequence[Path], bad: TextIO) -> tuple[list[Solved], int, str]:
+    """Rows that can be read, the number of the others, which are set aside, and what the first of these is."""
     from .data.raw_rows import raw_rows
     from .errors import DataError
     from .synthesis.pairs import solved_of
 
-    rows, num_bad = [], 0
+    rows, num_bad, first = [], 0, ""
     for path in paths:
         for raw in raw_rows(path):
             problem = raw.problem and f"row: {raw.problem}"
@@ -129,22 +137,35 @@ def _read(paths: Sequence[Path], bad: TextIO) -> tuple[list[Solved], int]:
                 problem = error.problem
             if problem:
                 num_bad += 1
+                first = first or f"{raw.row.place}, {problem}"
                 where, _, what = problem.partition(": ")
                 found = {"file": str(path), "row": raw.number, "field": where, "problem": what, "text": raw.text}
                 bad.write(json.dumps(found) + "\n")
-    return rows, num_bad
+    return rows, num_bad, first
 
 
-def _originals(paths: Sequence[Path]) -> dict[str, tuple[str, str]]:
-    """Id of each seed -> (question, solution); a seed without an id is called by its place, as synthesis calls it."""
-    from .data.raw_rows import raw_rows
+def _originals(given: Sequence[str], seed: int) -> dict[str, tuple[str, str]]:
+    """Id of each seed -> (question, solution); a seed without an id is called by its place, as synthesis calls it.
 
-    found = {}
-    for raw in (raw for path in paths for raw in raw_rows(path)):
+    Raises:
+        DataError: A file cannot be read, or two problems have one id.
+    """
+    from .data.raw_rows import files_of, raw_rows
+    from .errors import DataError
+    from .synthesis.problems import parse_factory, problems_of
+
+    specs = [parse_factory(text) for text in given]
+    made = [problem for spec in specs if spec for problem in problems_of(spec, seed)]
+    found = {problem.id: (problem.question, problem.solution) for problem in made}
+    files = [text for text, spec in zip(given, specs, strict=True) if spec is None]
+    for raw in (raw for path in (files_of(files) if files else ()) for raw in raw_rows(path)):
         for names in (("problem", "solution"), ("question", "answer")):
             texts = [raw.value.get(name) if isinstance(raw.value, Mapping) else None for name in names]
             if isinstance(texts[0], str) and isinstance(texts[1], str):
-                found[str(raw.value.get("id") or raw.row.name)] = (texts[0].strip(), texts[1].strip())
+                name, pair = str(raw.value.get("id") or raw.row.name), (texts[0].strip(), texts[1].strip())
+                if found.setdefault(name, pair) != pair:
+                    raise DataError(f"two seeds have the id {name}, the second is {raw.row.place}",
+                                    next_step="give each file once, and files of unlike names")  # fmt: skip
     return found
 
 
