@@ -64,7 +64,7 @@ def run_alignment(job: Job, folder: Path) -> dict[str, Any]:
     stage: AlignmentStage = job.stage
     made, where = job.records[stage.rows].results, job.folders[stage.rows]
     report = write_alignment(
-        [where / file for file in made["files"]], [where / made["seeds"]], folder, stage.variant,
+        [where / file for file in made["files"]], [str(where / made["seeds"])], folder, stage.variant,
         seed=job.recipe.seed, match_length=stage.match_length, max_pairs=stage.max_pairs,
     )  # fmt: skip
     names = ("num_rows", "num_pairs", "rows_left_out", "correctness", "length", "overlap")

@@ -63,10 +63,14 @@ Every row goes to kept.jsonl (as it came), flagged.jsonl (row, rule, detail) or 
 def _card(options: argparse.Namespace) -> None:
     from .data.card import card_of, render_card
     from .data.raw_rows import files_of
+    from .errors import OutputError
     from .files import refuse_existing, sha256_of, write_text
 
     if options.out:
         refuse_existing(Path(options.out))
+        if not Path(options.out).absolute().parent.is_dir():
+            raise OutputError(f"{options.out} cannot be written: there is no folder {Path(options.out).parent}",
+                              next_step="make the folder, or name another file")  # fmt: skip
     paths = files_of(options.files)
     bad: list[RawRow] = []
     card = card_of(lineage for _, lineage in _lineages(paths, options, bad))

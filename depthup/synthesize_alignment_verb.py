@@ -25,7 +25,11 @@ bad.jsonl (file, row, field) where a row could not be read. docs/pairs.md has th
 """)  # fmt: skip
     parser.add_argument("rows", metavar="ROWS", nargs="+", help=".jsonl, .json or .parquet of `depthup synthesize`")
     parser.add_argument(
-        "--seeds", metavar="FILE", nargs="+", default=[], help="what the rows were made of: the original solutions"
+        "--seeds", metavar="FILE", nargs="+", default=[],
+        help="what the rows were made of, for the original solutions; factory:N and reasoning-gym:N too",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds-seed", type=int, default=0, metavar="SEED", help="--seed of the synthesis, for factory:N (0)"
     )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to make")
     parser.add_argument("--variant", default="paper", choices=tuple(VARIANTS), help="which pairs (paper)")
@@ -41,11 +45,12 @@ def _alignment(options: argparse.Namespace) -> None:
     from .files import publishing, refuse_existing
 
     refuse_existing(Path(options.out))
-    paths, seeds = files_of(options.rows), files_of(options.seeds) if options.seeds else []
+    paths = files_of(options.rows)
     with publishing(Path(options.out)) as folder:
         report = write_alignment(
-            paths, seeds, folder, options.variant, seed=options.seed, match_length=options.match_length
-        )
+            paths, options.seeds, folder, options.variant, seed=options.seed, seeds_seed=options.seeds_seed,
+            match_length=options.match_length,
+        )  # fmt: skip
     print(_page(report))
     print(f"written: {options.out}")
 

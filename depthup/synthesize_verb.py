@@ -94,6 +94,7 @@ def _add_what(parser: Any) -> None:
 
 def _add_how(parser: Any) -> None:
     how = parser.add_argument_group("how it is asked")
+    how.add_argument("--retry-failed", action="store_true", help="ask again what failed for good (failed.jsonl)")
     how.add_argument("--temperature", type=float, default=0.7, metavar="T", help="0.7, as MetaMath")
     how.add_argument("--top-p", type=float, default=1.0, metavar="P", help="share of probability to draw from (1)")
     how.add_argument("--max-new-tokens", type=_count, default=512, metavar="N", help="longest reply (512)")
@@ -111,10 +112,9 @@ def _add_how(parser: Any) -> None:
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if not 0 < value < 10**12:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:13]) < 10**12:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number from 1 up")
+    return int(text)
 
 
 def _synthesize(options: argparse.Namespace) -> int:
@@ -145,9 +145,10 @@ def _synthesize(options: argparse.Namespace) -> int:
             refused=refused,
             verifier=verifier,
             progress=bar.update,
+            retry_failed=options.retry_failed,
         )
     print(_outcome(options.out, manifest))
-    return 0
+    return 0 if manifest["statistics"]["kept"] else 1
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -187,6 +188,7 @@ def _numbers(name: str, texts: list[str]) -> dict[str, int]:
 
 
 def _seeds(options: argparse.Namespace) -> tuple[list[Seed], Refused]:
+    from .data.card import lineage_of
     from .errors import DataError
     from .synthesis.problems import parse_factory, problems_of
     from .synthesis.seeds import Refused, Seed, read_seeds
@@ -195,7 +197,10 @@ def _seeds(options: argparse.Namespace) -> tuple[list[Seed], Refused]:
     files = [text for text, spec in specs.items() if spec is None]
     seeds, refused = list[Seed](), Refused()
     if files:
-        seeds, refused = read_seeds(files, allow_gsm8k=options.allow_gsm8k, licence=options.licence)
+        seeds, refused = read_seeds(
+            files, allow_gsm8k=options.allow_gsm8k, licence=options.licence,
+            writers=lambda row: lineage_of(row).generators,
+        )  # fmt: skip
     for spec in specs.values():
         if spec is not None:
             seeds = seeds + problems_of(spec, options.seed)
@@ -263,4 +268,8 @@ def _outcome(out: str, manifest: dict[str, Any]) -> str:
     table = render_table(["kind", "kept", *reasons, "failed"], rows)
     num_rows = sum(figures["kept"].values())
     ways = ", ".join(f"{count:,} {name}" for name, count in sorted(figures["methods"].items()))
-    return f"{table}\n{num_rows:,} rows in {out}; answers compared as: {ways or 'none'}"
+    text = f"{table}\n{num_rows:,} rows in {out}; answers compared as: {ways or 'none'}"
+    num_failed = sum(figures["failed"].values())
+    if num_failed:
+        text += f"\n{num_failed:,} requests failed: {out}/failed.jsonl; --retry-failed asks them again"
+    return text

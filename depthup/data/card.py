@@ -19,7 +19,16 @@ Openness = Literal["closed", "open", "rules", "human", "unknown"]
 FIELDS: dict[str, tuple[str, ...]] = {
     "source": ("source", "dataset", "origin"),
     "licence": ("licence", "license"),
-    "generator": ("generator", "backend", "model", "chosen_model", "rejected_model", "generated_by", "made_by"),
+    "generator": (
+        "generator",
+        "backend",
+        "model",
+        "chosen_model",
+        "rejected_model",
+        "generated_by",
+        "made_by",
+        "seed_generator",
+    ),
     "seed": ("seed", "seed_id", "seed_row"),
 }
 

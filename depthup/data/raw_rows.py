@@ -63,13 +63,23 @@ def json_line(value: Any) -> str:
     return text if text.isascii() or not _HALF.search(text) else json.dumps(value, default=str)
 
 
+# What depthup writes into a folder beside rows that are to be used. Named outright, such a file is read.
+BESIDES = frozenset({
+    "manifest.json", "report.json", "journal.jsonl", "rejected.jsonl", "failed.jsonl", "flagged.jsonl", "bad.jsonl",
+})  # fmt: skip
+
+
 def files_of(paths: list[str]) -> list[Path]:
-    """The files that are named, and those of the folders that are named, each once.
+    """The files that are named, and those of the folders that are named, save ``BESIDES``, each once.
 
     Raises:
         DataError: One is missing, or of no kind that is read.
     """
-    return list(dict.fromkeys(Files(tuple(paths)).files()))
+    named = {Path(path) for path in paths}
+    found = dict.fromkeys(path for path in Files(tuple(paths)).files() if path in named or path.name not in BESIDES)
+    if not found:
+        raise DataError(f"there are no rows in {', '.join(paths)}", allowed=".jsonl, .json or .parquet files of rows")
+    return list(found)
 
 
 def _lines(path: Path) -> Iterator[RawRow]:

@@ -232,8 +232,9 @@ class _Lazy:
 
     def close(self) -> None:
         """End the processes of a scorer that has such, so that the next model finds their memory free."""
-        if hasattr(self._scorer, "close"):
-            self._scorer.close()
+        close = getattr(self._scorer, "close", None)  # only a scorer with processes of its own has something to end
+        if close is not None:
+            close()
         self._scorer = None
 
 

@@ -64,10 +64,12 @@ class MockBackend:
             except DepthupError as error:
                 failures.append(Failure(index, error.problem, 1))
                 continue
-            ended = "length"
+            ended = "stop"
             for stop in how.stop:
-                if stop in text:
-                    text, ended = text.split(stop)[0], "stop"
+                text = text.split(stop)[0]
+            words = text.split()
+            if len(words) > how.max_new_tokens:
+                text, ended = " ".join(words[: how.max_new_tokens]), "length"
             texts[index] = text
             if done is not None:
                 num_words = len(last_text(prompt).split())

@@ -6,6 +6,7 @@ read. Then the bytes stream: for most methods a few thousand at a time.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from ..checkpoint.reader import Checkpoint, Tensor, open_checkpoint
 from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
 from ..errors import CheckpointError, DepthupError, nearest
 from ..files import publishing, refuse_existing, require_space, write_json
+from .kinship import require_kin
 from .methods import METHODS, Call, Method, Sums
 
 MERGE_NAME = "merge.json"
@@ -86,18 +88,22 @@ def plan_merge(
 
     Raises:
         DepthupError: Unknown method or option, or numbers out of their range.
-        CheckpointError: The models hold unlike tensors or different vocabularies, or quantised ones that differ.
+        CheckpointError: The models hold unlike tensors or quantised ones that differ, compute otherwise by their
+            configs, or have tokenizers in which one id is two tokens.
     """
     chosen = _method(method, len(models), base is not None)
     numbers = _options(chosen, method, options or {})
-    shares = _weights(weights, len(models))
+    shares = _weights(weights, len(models), chosen)
     checkpoints = tuple(open_checkpoint(model) for model in models)
     ground = None if base is None else open_checkpoint(base)
     everyone = (*checkpoints, *([ground] if ground else []))
     for other in everyone[1:]:
         _require_alike(checkpoints[0], other)
-    ranges = tuple(_layer_range(text, given, len(models)) for text, given in (layer_weights or {}).items())
-    weights_of = partial(_weights_of, _layer_prefixes(checkpoints[0]) if ranges else (), ranges, shares)
+        require_kin(checkpoints[0], other)
+    ranges = tuple(_layer_range(text, given, len(models), chosen) for text, given in (layer_weights or {}).items())
+    stacks = tuple(find_stacks(checkpoints[0].tensors, checkpoints[0].config)) if ranges else ()
+    _require_layers(ranges, stacks)
+    weights_of = partial(_weights_of, stacks, ranges, shares)
     moves = []
     for name, tensor in checkpoints[0].tensors.items():
         call = Call(weights_of(name), numbers, name=name)
@@ -197,28 +203,49 @@ def _options(method: Method, name: str, given: Mapping[str, float]) -> dict[str,
             )
         if key == "density" and not 0 < value <= 1:
             raise DepthupError(f"density {value} is no share of the entries", allowed="0 < density <= 1")
+        if not math.isfinite(value) or (key == "seed" and (value < 0 or value != int(value))):
+            allowed = "a whole number from 0 up" if key == "seed" else "a finite number"
+            raise DepthupError(f"{key} {value} cannot be computed with", allowed=allowed)
     return {**method.options, **given}
 
 
-def _weights(given: Sequence[float] | None, num_models: int) -> tuple[float, ...]:
+def _weights(given: Sequence[float] | None, num_models: int, method: Method) -> tuple[float, ...]:
     weights = tuple(float(weight) for weight in given) if given is not None else (1 / num_models,) * num_models
-    if len(weights) != num_models or not abs(sum(weights)) > 1e-9 or any(weight != weight for weight in weights):
+    said = f"the weights {', '.join(f'{weight:g}' for weight in weights)}"
+    if not method.weighted and len(set(weights)) > 1:
+        raise DepthupError(f"{said} would change nothing: this method takes all models alike",
+                           next_step="leave --weights out, or choose another method")  # fmt: skip
+    no_sum = method.normalises and abs(sum(weights)) <= 1e-9
+    if len(weights) != num_models or no_sum or not all(map(math.isfinite, weights)):
         raise DepthupError(
-            f"the weights {', '.join(f'{weight:g}' for weight in weights)} do not fit {num_models} models",
-            allowed=f"{num_models} numbers whose sum is not zero",
+            f"{said} do not fit {num_models} models",
+            allowed=f"{num_models} finite numbers{' whose sum is not zero' if method.normalises else ''}",
         )
     return weights
 
 
-def _layer_range(text: str, given: Sequence[float], num_models: int) -> tuple[int, int, tuple[float, ...]]:
+def _layer_range(
+    text: str, given: Sequence[float], num_models: int, method: Method
+) -> tuple[int, int, tuple[float, ...]]:
     first, _, last = text.partition("-")
     if not (first.isdecimal() and (last.isdecimal() or not last)) or (last and int(last) <= int(first)):
         raise DepthupError(f"'{text}' is no range of layers", allowed="0-16 for layers 0 to 15, or 7 for one layer")
-    return int(first), int(last or int(first) + 1), _weights(given, num_models)
+    return int(first), int(last or int(first) + 1), _weights(given, num_models, method)
 
 
-def _layer_prefixes(checkpoint: Checkpoint) -> tuple[Any, ...]:
-    return tuple(find_stacks(checkpoint.tensors, checkpoint.config))
+def _require_layers(ranges: Sequence[tuple[int, int, tuple[float, ...]]], stacks: Sequence[Any]) -> None:
+    """Every range names layers that are there, and no layer is in two."""
+    num_layers = max((stack.num_layers for stack in stacks), default=0)
+    behind = 0
+    for first, last, _ in sorted(ranges):
+        if last > num_layers:
+            raise DepthupError(
+                f"layers {first}-{last} are not all there: the models have {num_layers}",
+                allowed=f"ranges within 0-{num_layers}",
+            )
+        if first < behind:
+            raise DepthupError(f"layer {first} is in two ranges of layer weights", next_step="name each layer once")
+        behind = last
 
 
 def _weights_of(

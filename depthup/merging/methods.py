@@ -46,6 +46,8 @@ class Method:
         whole: Whether ``combine`` must see a tensor in one piece.
         num_models: How many models it takes; None for two or more.
         options: Its numbers and their defaults.
+        normalises: Whether it divides the weights by their sum, which then must not be zero.
+        weighted: Whether weights change anything.
         narrow: Whether ``combine`` may be given tensors as they are stored: it computes in float32 and rounds once.
     """
 
@@ -56,6 +58,8 @@ class Method:
     whole: bool = False
     num_models: int | None = None
     options: Mapping[str, float] = field(default_factory=dict)
+    normalises: bool = False
+    weighted: bool = True
     narrow: Callable[[int], bool] = lambda num_models: False
 
 
@@ -136,10 +140,13 @@ def dare_ties(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> Ten
 
 
 def stock_share(sums: Sums, call: Call) -> tuple[float, ...]:
-    """Model stock's share of the average against the base, from the mean cosine between offsets."""
+    """Model stock's share of the average against the base, from the mean cosine between offsets.
+
+    Offsets at an obtuse angle agree in nothing: the base stays, where the formula would go behind it, or have a pole.
+    """
     num = len(call.weights)
     pairs = [(i, j) for i in range(num) for j in range(i + 1, num)]
-    cosine = sum(sums.cosine(i, j) for i, j in pairs) / len(pairs)
+    cosine = max(0.0, sum(sums.cosine(i, j) for i, j in pairs) / len(pairs))
     return (num * cosine / ((num - 1) * cosine + 1),)
 
 
@@ -151,8 +158,9 @@ def model_stock(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> T
 
 
 METHODS: dict[str, Method] = {
-    "linear": Method(linear, "weighted average of any number of models", narrow=lambda num_models: num_models == 2),
-    "slerp": Method(slerp, "a point on the arc between two models", survey=arc, num_models=2),
+    "linear": Method(linear, "weighted average of any number of models", normalises=True,
+                     narrow=lambda num_models: num_models == 2),
+    "slerp": Method(slerp, "a point on the arc between two models", survey=arc, num_models=2, normalises=True),
     "task-arithmetic": Method(task_arithmetic, "base plus the weighted offsets of the models", needs_base=True,
                               options={"scale": 1.0}),
     "ties": Method(ties, "largest offsets that agree in sign", needs_base=True, whole=True,
@@ -162,7 +170,7 @@ METHODS: dict[str, Method] = {
     "dare-ties": Method(dare_ties, "dropped at random, rescaled, agreeing in sign", needs_base=True, whole=True,
                         options={"density": 0.5, "scale": 1.0, "seed": 0}),
     "model-stock": Method(model_stock, "between base and average, by the angle of the offsets", needs_base=True,
-                          survey=stock_share),
+                          survey=stock_share, weighted=False),
 }  # fmt: skip
 
 
@@ -181,7 +189,7 @@ def _from(start: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) ->
 
 def _largest(offset: Tensor, density: float) -> Tensor:
     """The offset with all but its largest ``density`` of entries (by magnitude) set to zero."""
-    num_kept = int(density * offset.numel())
+    num_kept = max(1, int(density * offset.numel()))
     if num_kept >= offset.numel():
         return offset
     flat = offset.flatten()

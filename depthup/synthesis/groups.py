@@ -297,6 +297,7 @@ def lineage(outcome: Outcome, asker: Asker) -> dict[str, Any]:
         requests.append(outcome.reply.request)
     found: dict[str, Any] = {
         "seed": seed.id, "source": seed.source, "licence": seed.licence, "seed_factory": seed.factory or None,
+        "seed_generator": " and ".join(seed.generators) or None,
         "kind": question.kind, "made_by": asker.made_by, "backend": asker.identity,
         "prompts": {step: load_prompt(step).digest for step in prompts}, "requests": requests,
         "gold": question.gold,

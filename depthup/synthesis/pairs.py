@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import DataError, nearest, shown
+from .answers import extract_answer
+from .verify import quick_verdict, shows_wrong
 
 REPHRASED = "rephrase"  # the kind whose question is the seed's in other words
 # Rejected rows that pairs may be made of: the answer is not the gold one, or right but beyond what was to be kept.
@@ -151,9 +153,33 @@ def balanced(skews: Sequence[float], caliper: float = CALIPER) -> list[int]:
 
 
 def with_originals(rows: Sequence[Solved], seeds: Mapping[str, tuple[str, str]]) -> list[Solved]:
-    """The rows with question and solution of their seeds, ``seeds``: id -> (question, solution)."""
-    return [replace(row, original_question=seeds[row.seed_id][0], original_answer=seeds[row.seed_id][1])
-            if row.seed_id in seeds else row for row in rows]  # fmt: skip
+    """The rows with question and solution of their seeds, ``seeds``: id -> (question, solution).
+
+    Raises:
+        DataError: A seed's solution ends with another answer than the row was checked against: other seeds of one name.
+    """
+    found = []
+    for row in rows:
+        if row.seed_id in seeds:
+            question, solution = seeds[row.seed_id]
+            _require_gold(row, question, solution)
+            row = replace(row, original_question=question, original_answer=solution)
+        found.append(row)
+    return found
+
+
+def _require_gold(row: Solved, question: str, solution: str) -> None:
+    gold, answer = row.lineage.get("gold"), extract_answer(solution)
+    if row.kind not in ("answer", REPHRASED) or not isinstance(gold, str):
+        return  # of backward questions the gold answer is the number that was masked
+    verdict = quick_verdict(gold, answer[0]) if answer else None
+    if (answer is None or answer[0] != gold) and (verdict is None or not verdict.equal):
+        raise DataError(
+            f"the seed {row.seed_id} of {row.name} is another one: its answer is"
+            f" {shown(answer[0]) if answer else 'not told'}, the row was checked against {shown(gold)}"
+            f" ({shown(question)})",
+            next_step="give with --seeds the files that the rows were made of",
+        )
 
 
 def solved_of(row: Any, place: str, name: str = "") -> Solved:
@@ -192,7 +218,9 @@ def _text(known: Mapping[str, Any], names: Sequence[str], place: str, may_be_emp
 def _verdict(known: Mapping[str, Any], place: str) -> bool | None:
     value = next((known[name] for name in ("correct", "verdict") if name in known), None)
     if isinstance(value, Mapping):
-        value = value.get("equal", value.get("correct"))
+        method, value = value.get("method"), value.get("equal", value.get("correct"))
+        if value is False and isinstance(method, str) and not shows_wrong(value, method):
+            return None  # not known to be right, and not to be wrong either
     if value is not None and not isinstance(value, bool):
         raise DataError(f"verdict: {place} holds {shown(value)}", allowed="true, false, null, or an object with equal")
     return value

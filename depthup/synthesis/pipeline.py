@@ -24,7 +24,7 @@ from .groups import BudgetSpent, Outcome, Used, lineage
 from .metamath import KINDS, Kind, prompt_digests
 from .seeds import Refused, Seed, known_set
 from .settings import Settings
-from .store import Store
+from .store import FAILED, Store
 from .verify import Verifier
 
 Gate = Callable[[str], str | None]
@@ -72,7 +72,7 @@ def estimate(seeds: Sequence[Seed], settings: Settings) -> Estimate:
 def synthesize(
     seeds: Sequence[Seed], backend: Backend | FactoryAsker, out: Path, settings: Settings | None = None, *,
     gate: Gate | None = None, gate_name: str = "", refused: Refused | None = None, verifier: Verifier | None = None,
-    progress: Callable[[int], object] | None = None,
+    progress: Callable[[int], object] | None = None, retry_failed: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Make rows of seeds.
 
@@ -87,6 +87,7 @@ def synthesize(
         refused: Rows that were no seeds, for the manifest.
         verifier: Compares answers; by default one of its own.
         progress: Hears of each request that is done.
+        retry_failed: Ask again what failed for good before. All rows are sorted anew, from the journal's replies.
 
     Returns:
         The manifest.
@@ -99,14 +100,16 @@ def synthesize(
     settings = settings or Settings()
     if len({seed.id for seed in seeds}) < len(seeds):
         raise DataError("two seeds have one id", next_step="read all of them in one call of read_seeds")
-    out.mkdir(parents=True, exist_ok=True)
+    _make(out)
     with Journal(out / "journal.jsonl") as journal, verifier or Verifier() as compare:
         asker: Asker = backend if isinstance(backend, FactoryAsker) else ModelAsker(backend, journal)
         identity = {
             "task": TEMPLATE, "backend": asker.identity, "seeds": _digest(seeds), "settings": settings.to_json(),
-            "prompts": prompt_digests(), "gate": gate_name or None,
+            "prompts": prompt_digests(), "gate": gate_name or None, "answers": compare.identity,
         }  # fmt: skip
         store = Store(out, identity, settings.rows_per_file)
+        if retry_failed and FAILED in store.manifest["files"]:
+            store.again()
         if store.manifest["complete"]:
             return store.manifest
         selection = _Selection(seeds, settings, gate, asker, store)
@@ -250,6 +253,14 @@ def _row(outcome: Outcome, asker: Asker) -> dict[str, Any]:
     return {"id": name, "prompt": outcome.prompt, "response": outcome.response, "lineage": lineage(outcome, asker)}
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {folder} cannot be made: {error.strerror}",
+                          next_step="name another folder with --out") from error  # fmt: skip
+
+
 def _kinds(settings: Settings) -> list[Kind]:
     return [kind for kind in KINDS if kind in settings.quotas]
 
@@ -258,7 +269,7 @@ def _digest(seeds: Sequence[Seed]) -> str:
     digest = hashlib.sha256()
     for seed in seeds:
         digest.update(json.dumps([seed.id, seed.question, seed.solution, seed.answer, seed.source, seed.licence,
-                                  seed.tellings, seed.factory]).encode())  # fmt: skip
+                                  seed.tellings, seed.factory, seed.generators]).encode())  # fmt: skip
     return digest.hexdigest()
 
 

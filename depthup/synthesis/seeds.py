@@ -13,7 +13,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from .filters import plain_form
 KNOWN_ITEMS = Path(__file__).with_name("known_items.bin")
 _HASH_BYTES = 5  # 40 bits: of a million foreign questions, one in a hundred runs meets one of the 13,792 by chance
 _SETS = ("GSM8K train", "GSM8K test", "MATH test")
+Writers = Callable[[Mapping[str, Any]], Iterable[str]]
 _CALCULATION = re.compile(r"<<[^<>]*=[^<>]*>>")
 
 
@@ -42,6 +43,7 @@ class Seed:
         licence: Its licence, as in ``MIT``.
         tellings: Other wordings of the solution, of a factory's problems.
         factory: The factory that made it; empty for the rows of a data set.
+        generators: Models that wrote it, as its row names them: what is made of it holds their text.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Seed:
     licence: str
     tellings: tuple[str, ...] = ()
     factory: str = ""
+    generators: tuple[str, ...] = ()
 
 
 @dataclass
@@ -67,7 +70,11 @@ class Refused:
 
 
 def read_seeds(
-    paths: Iterable[str | Path], *, allow_gsm8k: bool = False, licence: str | None = None
+    paths: Iterable[str | Path],
+    *,
+    allow_gsm8k: bool = False,
+    licence: str | None = None,
+    writers: Writers = lambda row: (),
 ) -> tuple[list[Seed], Refused]:
     """Seeds out of JSON-lines files (``.jsonl``, also ``.gz``), in order, and what was refused.
 
@@ -76,6 +83,7 @@ def read_seeds(
             also have ``source`` and ``licence``.
         allow_gsm8k: Take GSM8K's training rows.
         licence: Of rows that do not state theirs and are of no known set.
+        writers: From a row to the models that it names as its writers.
 
     Raises:
         DataError: A file cannot be read, is mostly a set that is refused, or no seed is left.
@@ -88,7 +96,7 @@ def read_seeds(
         for number, row in enumerate(_rows(path), 1):
             place = f"row {number} of {path}"
             known = _set_of(row)
-            seed = _seed_of(row, f"{path.name}:{number}", licence)
+            seed = _seed_of(row, f"{path.name}:{number}", licence, writers)
             if known and not (allow_gsm8k and known == "GSM8K train"):
                 barred, last_set = barred + 1, known
                 refused.add(f"an item of {known}", place)
@@ -150,7 +158,7 @@ def _known() -> dict[bytes, str]:
     return found
 
 
-def _seed_of(row: Any, place: str, licence: str | None) -> Seed | str:
+def _seed_of(row: Any, place: str, licence: str | None, writers: Writers) -> Seed | str:
     """The seed of a row, or why it is none."""
     if not isinstance(row, Mapping):
         return "no JSON object"
@@ -172,9 +180,8 @@ def _seed_of(row: Any, place: str, licence: str | None) -> Seed | str:
     gsm8k = "####" in solution
     source = str(row.get("source") or ("MATH train" if is_math else "GSM8K train" if gsm8k else place.split(":")[0]))
     known = "MIT" if is_math or gsm8k else ""
-    return Seed(
-        identity, question, solution, found[0], source, str(row.get("licence") or known or licence or "unknown")
-    )
+    stated = str(row.get("licence") or row.get("license") or known or licence or "unknown")
+    return Seed(identity, question, solution, found[0], source, stated, generators=tuple(writers(row)))
 
 
 def _rows(path: Path) -> Iterator[Any]:

@@ -72,7 +72,11 @@ class Settings:
                 or not 0 < quota.asked <= 1000
                 or (quota.total is not None and quota.total < 1)
             ):
-                raise DataError(f"a quota of {kind} is {quota}", allowed="1 to 1000 asked and kept, 1 or more in all")
+                raise DataError(
+                    f"of {kind}, {quota.asked} would be asked and {quota.kept} kept for a seed,"
+                    f" {'any number' if quota.total is None else quota.total} in all",
+                    allowed="1 to 1000 asked and kept, 1 or more in all",
+                )
         counts = (self.num_samples, self.max_new_tokens, self.seeds_per_group, self.rows_per_file)
         if not self.quotas or min(counts) < 1:
             raise DataError("nothing would be made", allowed="a kind or more, and counts from 1 up")

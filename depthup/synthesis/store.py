@@ -77,6 +77,14 @@ class Store:
                 f"{self.folder} cannot be written: {error.strerror}", next_step="put that right and run it again"
             ) from error
 
+    def again(self) -> None:
+        """Begin anew, with the folder and its journal: what was written is cut off, replies stay."""
+        self.manifest = {
+            "identity": self.manifest["identity"], "groups": 0, "files": {}, "statistics": {}, "complete": False,
+        }  # fmt: skip
+        write_json(self.folder / MANIFEST, self.manifest)
+        self._trim()
+
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Mark the run as complete, with the digests of its files."""
         files = {

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,11 @@ Method = Literal["exact", "text", "math-verify", "timeout", "failed"]
 _START_SECONDS = 120.0  # loading sympy on a busy machine
 _PLAIN = re.compile(r"-?[0-9]{1,100}(?:\.[0-9]{1,100})?")
 _MAX_CHARS = 2000  # of an answer; longer ones are no answers
+
+
+def shows_wrong(equal: bool, method: str) -> bool:
+    """Whether a verdict proves an answer wrong: no comparison that broke off, nor one of letters alone, does so."""
+    return not equal and method in ("exact", "math-verify")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,13 @@ class Verifier:
         self._num_workers, self._seconds, self._symbolic = num_workers, seconds, symbolic
         self._judges: list[_Judge] = []
         self._known: dict[tuple[str, str], Verdict] = {}
+
+    @property
+    def identity(self) -> str:
+        """What its verdicts depend on: which rungs, the version of the last, and its clock."""
+        if not self._symbolic:
+            return "exact, text"
+        return f"exact, text, math-verify {version('math-verify')} within {self._seconds:g} s"
 
     def __enter__(self) -> Verifier:
         return self

@@ -107,3 +107,26 @@ def test_the_card_is_written_or_printed(shared_data: Callable[[str], Path], tmp_
     shown = capsys.readouterr().out
     assert "| unknown | 3,199 | **not known** |" in shown
     assert main(["data", "card", path, "--out", str(tmp_path / "card.md")]) == 2
+
+
+def test_a_folder_of_a_run_is_its_rows_and_what_a_closed_model_wrote_stays_its(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rejected rows, journal and manifest are no data; seeds of a closed model taint what is made of them."""
+    seeds, out = tmp_path / "seeds.jsonl", str(tmp_path / "synth")
+    seeds.write_text(json.dumps({
+        "question": "How many legs have 3 cows?", "answer": "A cow has 4.\nThe answer is: 12", "generator": "gpt-4o",
+        "license": "MIT",
+    }))  # fmt: skip
+    command = ["synthesize", "math", "--seeds", str(seeds), "--backend", "factory", "--no-symbolic", "--out", out]
+    assert main(command) == 0
+    rows = (tmp_path / "synth" / "rows-00000.jsonl").read_text().splitlines()
+    assert {json.loads(row)["lineage"]["seed_generator"] for row in rows} == {"gpt-4o"}
+    assert {json.loads(row)["lineage"]["licence"] for row in rows} == {"MIT"}
+    capsys.readouterr()
+    assert main(["data", "card", out]) == 0
+    assert f"{len(rows)} rows in 1 files" in capsys.readouterr().out
+    assert main(["data", "filter", out, "--exclude-closed", "--out", str(tmp_path / "open")]) == 0
+    assert f"left out: {len(rows)}: closed model" in capsys.readouterr().out
+    assert main(["data", "card", str(seeds), "--out", str(tmp_path / "no" / "card.md")]) == 2
+    assert "there is no folder" in capsys.readouterr().err

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import yaml
 from depthup.cli import main
 from depthup.errors import CheckpointError, DepthupError, OutputError
 from depthup.merging.merge import MERGE_NAME, merge, plan_merge
-from depthup.merging.methods import METHODS, Call
+from depthup.merging.methods import METHODS, Call, Sums
 
 NEEDS_BASE = [name for name, method in METHODS.items() if method.needs_base]
 
@@ -45,7 +48,7 @@ def test_a_model_merged_with_itself_is_given_back(family, tmp_path: Path, name: 
     method = METHODS[name]
     how = {"base": base} if method.needs_base else {}
     options = {"density": 1.0} if "density" in method.options else {}
-    weights = (0.3, 0.7)
+    weights = (0.3, 0.7) if method.weighted else None
     merge([one, one], tmp_path / "out", method=name, weights=weights, options=options, **how)
     ours, theirs = _weights(tmp_path / "out"), _weights(one)
     for key in theirs:
@@ -175,6 +178,89 @@ def test_bad_requests_are_told(family, how: dict, said: str) -> None:
     _, (one, two, _) = family()
     with pytest.raises(DepthupError, match=said):
         plan_merge([one, two], **how)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"weights": (float("inf"), 1)}, "do not fit 2 models"),
+        ({"layer_weights": {"4-99": (1, 0)}}, "not all there"),
+        ({"layer_weights": {"0-3": (1, 0), "2-4": (0, 1)}}, "in two ranges"),
+        ({"method": "task-arithmetic", "options": {"scale": float("nan")}}, "finite"),
+        ({"method": "dare-ties", "options": {"seed": 1.5}}, "whole number"),
+        ({"method": "model-stock", "weights": (1, 2)}, "change nothing"),
+    ],
+)
+def test_numbers_that_would_spoil_a_merge_are_refused(family, how: dict, said: str) -> None:
+    base, (one, two, _) = family()
+    ground = {"base": base} if METHODS[how.get("method", "linear")].needs_base else {}
+    with pytest.raises(DepthupError, match=said):
+        plan_merge([one, two], **how, **ground)
+
+
+def test_offsets_may_be_subtracted(family, tmp_path: Path) -> None:
+    """A task is forgotten by a negative weight; what sums to zero is no average, but a task vector it is."""
+    base, (one, two, _) = family()
+    merge([one, two], tmp_path / "out", method="task-arithmetic", weights=(1, -1), base=base)
+    ground, a, b = (_weights(folder) for folder in (base, one, two))
+    for key, merged in _weights(tmp_path / "out").items():
+        assert torch.allclose(merged, ground[key] + a[key] - b[key], atol=1e-6)
+
+
+def test_offsets_that_point_apart_leave_the_base() -> None:
+    sums = Sums(2)
+    sums.add([torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -2.0])], torch.zeros(2))
+    assert METHODS["model-stock"].survey(sums, Call((1.0, 1.0), {})) == (0.0,)
+
+
+def test_trimming_leaves_an_entry_of_a_small_tensor() -> None:
+    base, tensor = torch.zeros(3), torch.tensor([1.0, -3.0, 2.0])
+    merged = METHODS["ties"].combine([tensor, tensor], base, Call((1.0, 1.0), {"density": 0.2, "scale": 1.0}))
+    assert merged.tolist() == [0.0, -3.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope.rope_theta"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope.factor"),
+        ({"rms_norm_eps": 1e-2}, "rms_norm_eps"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"sliding_window": 16}, "sliding_window"),
+    ],
+)
+def test_models_that_compute_otherwise_are_refused(family, tmp_path: Path, fields: dict, said: str) -> None:
+    _, (one, two, _) = family()
+    other = tmp_path / "other"
+    shutil.copytree(two, other)
+    pico.edit_config(other, **fields)
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        plan_merge([one, other])
+
+
+def test_one_rope_in_two_spellings_is_one(family, tmp_path: Path) -> None:
+    _, (one, two, _) = family()
+    other = tmp_path / "other"
+    shutil.copytree(two, other)
+    config = pico.read_json(other / "config.json")
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    (other / "config.json").write_text(json.dumps({**config, "rope_scaling": None, "use_cache": False}))
+    plan_merge([one, other])
+
+
+def test_tokenizers_that_give_one_id_to_two_tokens_are_refused(family, tmp_path: Path) -> None:
+    _, (one, two, _) = family()
+    other = tmp_path / "other"
+    shutil.copytree(two, other)
+    content = pico.read_json(other / "tokenizer.json")
+    vocabulary = content["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="one tokenizer"):
+        plan_merge([one, other])
+    (other / "tokenizer.json").unlink()
+    plan_merge([one, other])  # nothing to compare with
 
 
 def test_slerp_takes_two(family) -> None:

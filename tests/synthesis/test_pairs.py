@@ -16,6 +16,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from depthup.alignment import alignment_report
+from depthup.cli import main
 from depthup.data.preferences import PreferencePair, read_pairs
 from depthup.data.sources import Files
 from depthup.errors import DataError
@@ -191,3 +192,35 @@ def test_overlap_is_that_of_word_ngrams() -> None:
     report = alignment_report(align([row]))
     assert report["overlap"] == {"chosen with rejected": 1 / 3, "prompt with original question": 1 / 3}
     assert report["correctness"] == {"not verified over right": 1}
+
+
+def test_what_was_not_proved_wrong_is_not_taken_for_wrong() -> None:
+    """A comparison that broke off, or one of letters alone, leaves open which answer is right."""
+    for method, correct in (
+        ("exact", False), ("math-verify", False), ("timeout", None), ("failed", None), ("text", None),
+    ):  # fmt: skip
+        row = {"prompt": "Q?", "response": "A", "reason": "wrong answer",
+               "lineage": {"seed": "s", "kind": "rephrase", "verdict": {"equal": False, "method": method}}}  # fmt: skip
+        assert solved_of(row, "").correct is correct
+
+
+def test_seeds_of_another_run_are_refused(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "synth"
+    command = ["synthesize", "math", "--seeds", "factory:12", "--backend", "factory", "--seed", "5", "--no-symbolic"]
+    assert main([*command, "--out", str(out)]) == 0
+    rows = out / "rows-00000.jsonl"
+    run(rows, "--seeds", "factory:12", "--seeds-seed", 5, "--out", tmp_path / "pairs")
+    report = json.loads((tmp_path / "pairs" / "report.json").read_text())
+    assert report["correctness"] == {"right over right": report["num_pairs"]} and report["num_pairs"] > 5
+    named = next(json.loads(line) for line in rows.read_text().splitlines() if '"kind": "rephrase"' in line)
+    seeds = tmp_path / "seeds.jsonl"
+    seed = {"id": named["lineage"]["seed"], "question": "Another?", "answer": "The answer is: 12345"}
+    seeds.write_text(json.dumps(seed))
+    with pytest.raises(DataError, match="is another one: its answer is 12345"):
+        run(rows, "--seeds", seeds, "--out", tmp_path / "wrong")
+    seeds.write_text(f"{json.dumps(seed)}\n{json.dumps({**seed, 'question': 'And this?'})}\n")
+    with pytest.raises(DataError, match="two seeds have the id"):
+        run(rows, "--seeds", seeds, "--out", tmp_path / "wrong")
+    with pytest.raises(DataError, match=r"none of 6 rows can be read.*manifest"):
+        run(out / "manifest.json", "--out", tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()

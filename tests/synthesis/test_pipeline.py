@@ -16,18 +16,21 @@ import pytest
 from generation.faulty import Faulty, serving
 from synthesis.planted import Planted, Stop, files, lines, run
 
+from depthup.cli import main
 from depthup.data.conversations import read_conversations
 from depthup.data.sources import Files
 from depthup.errors import DataError, OutputError
-from depthup.generation.backend import Generated
+from depthup.generation.backend import Failure, Generated, Sampling, Unanswered
 from depthup.generation.limits import Budget, Limits
+from depthup.generation.mock import MockBackend
 from depthup.generation.server import ServerBackend
 from depthup.synthesis import store as store_module
 from depthup.synthesis.asking import FactoryAsker
-from depthup.synthesis.pipeline import BudgetStop, estimate, read_rows
+from depthup.synthesis.pipeline import BudgetStop, estimate, read_rows, synthesize
 from depthup.synthesis.problems import make_problems
 from depthup.synthesis.seeds import Seed
 from depthup.synthesis.settings import Quota, Settings
+from depthup.synthesis.verify import Verifier
 
 SETTINGS = Settings(
     {"answer": Quota(3, 3), "rephrase": Quota(1, 1), "self-verification": Quota(1, 1), "fobar": Quota(1, 1)},
@@ -319,3 +322,68 @@ def test_the_estimate_is_an_upper_bound_that_clean_seeds_reach(seeds: list[Seed]
     planned = estimate(seeds, SETTINGS)
     manifest = run(seeds, FactoryAsker(), tmp_path / "out", SETTINGS)
     assert sum(planned.num_requests.values()) == manifest["statistics"]["requests"]
+
+
+def test_what_failed_is_asked_again_on_request_and_nothing_else(seeds: list[Seed], tmp_path: Path) -> None:
+    seeds = seeds[:6]
+    planted = Planted()
+    run(seeds, planted, tmp_path / "record", SETTINGS)
+
+    class Moody:
+        identity, moody, asked = "table", True, 0
+
+        def generate(self, prompts, sampling, done=None):  # type: ignore[no-untyped-def]
+            heard, failures = planted.backend(), []
+            for index, (prompt, how) in enumerate(zip(prompts, sampling, strict=True)):
+                self.asked += 1
+                if self.moody and index % 5 == 0:
+                    failures.append(Failure(index, "the server is down", 3))
+                else:
+                    heard.generate([prompt], how, lambda _, answer, place=index: done(place, answer))
+            if failures:
+                raise Unanswered(failures, len(prompts), "")
+            return [""] * len(prompts)
+
+    backend = Moody()
+    run(seeds, planted.backend(), tmp_path / "whole", SETTINGS)
+    manifest = run(seeds, backend, tmp_path / "out", SETTINGS)
+    num_answers = len(lines(tmp_path / "out" / "journal.jsonl"))
+    assert manifest["complete"] and sum(manifest["statistics"]["failed"].values())
+    backend.moody, backend.asked = False, 0
+    assert run(seeds, backend, tmp_path / "out", SETTINGS) == manifest and not backend.asked
+    run(seeds, backend, tmp_path / "out", SETTINGS, retry_failed=True)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    assert backend.asked == len(planted.table) - num_answers  # what had an answer was not asked
+    assert not (tmp_path / "out" / "failed.jsonl").exists()
+
+
+def test_answers_compared_in_another_way_are_another_run(seeds: list[Seed], tmp_path: Path) -> None:
+    run(seeds[:4], FactoryAsker(), tmp_path / "out", SETTINGS)
+    with Verifier(seconds=3.0) as symbolic, pytest.raises(OutputError, match="another 'answers'"):
+        synthesize(seeds[:4], FactoryAsker(), tmp_path / "out", SETTINGS, verifier=symbolic)
+
+
+def test_the_named_mock_is_cut_off_only_by_its_limit() -> None:
+    heard: list[Generated] = []
+    mock = MockBackend(lambda prompt, how: "one two three")
+    mock.generate(["a", "b"], [Sampling(3), Sampling(2)], lambda _, answer: heard.append(answer))
+    assert [(each.text, each.finish_reason) for each in heard] == [("one two three", "stop"), ("one two", "length")]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--max-seeds", "x"), "'x' is no whole number"),
+        (("--ask", "answer=0", "--keep", "answer=0"), "0 would be asked"),
+        (("--out", "/dev/null"), "cannot be made"),
+    ],
+)
+def test_bad_options_are_told(
+    options: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["synthesize", "math", "--seeds", "factory:4", "--backend", "factory", "--out", str(tmp_path / "out")]
+    try:
+        code = main([*command, "--no-symbolic", *options])
+    except SystemExit as stop:
+        code = stop.code  # type: ignore[assignment]
+    assert code == 2 and said in capsys.readouterr().err
