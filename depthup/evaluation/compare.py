@@ -160,8 +160,8 @@ def what_differs(models: Sequence[ModelScores]) -> list[str]:
             found.append(f"profiles of {both}: {first.profile or 'none'} and {other.profile or 'none'}")
         for key in DECISIVE:
             one, two = _setting(first, key), _setting(other, key)
-            if key == "data" and None in (one, two):  # lm-eval's files do not say it; items that differ are not paired
-                continue
+            if key == "data" and not all("depthup" in model.versions for model in (first, other)):
+                continue  # lm-eval's files do not say it; items that differ are not paired
             if one != two:
                 found.append(f"{key.replace('_', ' ')} of {both}: {_short(one)} and {_short(two)}")
         theirs = {task.task: task for task in other.tasks}

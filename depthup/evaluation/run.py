@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..errors import RecipeError
 from ..models import load_tokenizer, resolve_device
 from .cache import Answers, RememberingScorer
 from .harness import ChatTemplate, prepare, template_of
@@ -78,6 +79,13 @@ class Questions:
             )  # fmt: skip
         if self.texts:
             tasks.append(prepare_texts(self.texts, sample=self.sample or self.limit, seed=self.seed))
+        names = [task.name for task in tasks]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise RecipeError(
+                f"{', '.join(twice)} would be there twice",
+                allowed="a task once, by itself or in one group; a text with a file name that is no task's",
+                next_step="leave one out, or rename the file of the text",
+            )
         return tasks
 
 
@@ -232,7 +240,11 @@ class _Lazy:
 
     def close(self) -> None:
         """End the processes of a scorer that has such, so that the next model finds their memory free."""
+<<<<<<< HEAD
         close = getattr(self._scorer, "close", None)  # only a scorer with processes of its own has something to end
+=======
+        close = getattr(self._scorer, "close", None)
+>>>>>>> h-review-eval
         if close is not None:
             close()
         self._scorer = None

@@ -12,7 +12,7 @@ import pytest
 
 from depthup.artifacts.store import Store
 from depthup.cli import main
-from depthup.errors import DataError
+from depthup.errors import DataError, RecipeError
 from depthup.evaluation import run as run_module
 from depthup.evaluation.results import read_results
 from depthup.evaluation.run import Place, Questions, Reader
@@ -157,6 +157,14 @@ def test_a_single_item_is_scored_and_what_cannot_be_written_is_told_last(
     assert main(["evaluate", str(models[0]), *how[2:], *bits]) == 2
     said = capsys.readouterr()
     assert "points" not in said.out and "nothing to draw" in said.err and not (tmp_path / "bits.svg").exists()
+
+
+def test_a_text_with_the_name_of_a_task_is_refused(data: Path, tmp_path: Path) -> None:
+    """Their files of samples would be one, and their scores one row."""
+    (tmp_path / "winogrande.txt").write_text("A page of plain words.")
+    questions = Questions(["winogrande"], data_dir=data, texts=(str(tmp_path / "winogrande.txt"),))
+    with pytest.raises(RecipeError, match="winogrande would be there twice"):
+        questions.prepare()
 
 
 def test_a_models_processes_end_with_it(data: Path, models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

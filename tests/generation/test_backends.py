@@ -24,7 +24,7 @@ from depthup.models import load_model, load_tokenizer
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pico.checkpoint(tmp_path_factory.mktemp("backend") / "model", tokenizer=True)
+    return pico.checkpoint(tmp_path_factory.mktemp("backend") / "model", num_layers=2, tokenizer=True)
 
 
 def test_local_answers_tell_their_tokens_and_why_they_ended(folder: Path) -> None:

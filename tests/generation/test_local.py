@@ -16,7 +16,7 @@ from depthup.models import load_model, load_tokenizer
 
 @pytest.fixture
 def loaded(tmp_path: Path):
-    folder = pico.checkpoint(tmp_path / "model", tokenizer=True)
+    folder = pico.checkpoint(tmp_path / "model", num_layers=2, tokenizer=True)
     return load_model(folder), load_tokenizer(folder)
 
 
