@@ -240,11 +240,7 @@ class _Lazy:
 
     def close(self) -> None:
         """End the processes of a scorer that has such, so that the next model finds their memory free."""
-<<<<<<< HEAD
         close = getattr(self._scorer, "close", None)  # only a scorer with processes of its own has something to end
-=======
-        close = getattr(self._scorer, "close", None)
->>>>>>> h-review-eval
         if close is not None:
             close()
         self._scorer = None
