@@ -149,7 +149,7 @@ ABOVE = {
         "pipeline",
         "workloads",
         "recipe_verbs",
-        "plan_verb",
+        *VERBS,
     },
     "stage_data": {
         "score_stage",
