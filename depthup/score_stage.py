@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ def score_benchmarks(job: Job, folder: Path) -> dict[str, Any]:
     place = Place(job.device, dtype, batch_tokens=stage.batch_tokens, progress=job.progress)
     reader = Reader(questions, place, job.store.root / "answers")
     source = job.folders[stage.model]
+    if stage.optional and questions.data_dir is None and _hub_is_out_of_reach():
+        return {"scores_left_out": "there is no folder of benchmarks (DEPTHUP_DATA), and the hub is out of reach"}
     try:
         scores, samples = reader.read(stage.model, source, job.store.digests.of_checkpoint(source))
     except DataError as error:
@@ -64,3 +67,15 @@ def score_benchmarks(job: Job, folder: Path) -> dict[str, Any]:
         "scores": path.relative_to(folder).as_posix(),
         "means": {task.task: estimate(task).mean for task in scores.tasks},
     }
+
+
+def _hub_is_out_of_reach() -> bool:
+    """Whether the hub's name is not even found, which takes no time; through a proxy only an attempt would tell."""
+    if any(name.lower() in ("https_proxy", "all_proxy") for name in os.environ):
+        return False
+    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co").partition("//")[2].partition("/")[0]
+    try:
+        socket.getaddrinfo(host.partition(":")[0], 443)
+    except OSError:
+        return True
+    return False

@@ -229,13 +229,17 @@ stages:
     assert again["target"].fingerprint == nodes["target"].fingerprint
 
 
-def test_optional_scores_are_left_out_where_there_are_no_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("out_of_reach", [True, False])
+def test_optional_scores_are_left_out_where_there_are_no_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out_of_reach: bool
+) -> None:
     monkeypatch.delenv("DEPTHUP_DATA", raising=False)
 
     def offline(self, task):
         raise DataError("cannot read it from the hub: no network")
 
     monkeypatch.setattr("depthup.evaluation.sources.HubItems.load", offline)
+    monkeypatch.setattr("depthup.score_stage._hub_is_out_of_reach", lambda: out_of_reach)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("""
 name: left
@@ -246,4 +250,6 @@ stages:
     store = Store(tmp_path / "runs")
     nodes = run(load_recipe(recipe), store, device="cpu", progress=False, tell=lambda text: None)
     record = store.find("scores", nodes["scores"].fingerprint)
-    assert record is not None and "no network" in record.results["scores_left_out"]
+    assert (
+        record is not None and ("out of reach" if out_of_reach else "no network") in record.results["scores_left_out"]
+    )
