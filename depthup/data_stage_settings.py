@@ -93,7 +93,7 @@ class DecontaminateStage(StageSettings):
     kind: Literal["decontaminate"]
     data: str = Field(description="Name of an entry under `data:`; all of its rows are read.")
     against: str = Field("h6", description="Test sets: h6, or gsm8k,math ...")
-    rules: tuple[Literal["name", "exact", "cluster", "ngram", "numbers", "rephrased"], ...] = Field(
+    rules: tuple[Literal["name", "exact", "cluster", "ngram", "numbers", "rephrased", "copy"], ...] = Field(
         (), description="Rules by which rows go; all, where none is named."
     )
     fields: tuple[str, ...] = Field((), description="Only the texts of these fields; all, where none is named.")

@@ -39,7 +39,7 @@ def test_a_dry_run_tells_requests_tokens_and_cost_and_writes_nothing(
     ("more", "said"),
     [
         (["--kinds", "answer,rephrse"], "did you mean 'rephrase'"), (["--keep", "answer"], "gives no number"),
-        (["--ask", "answer=0"], "quota"), (["--seeds", "factory:none"], "how many problems"),
+        (["--ask", "answer=0"], "would be asked"), (["--seeds", "factory:none"], "how many problems"),
         (["--seeds", "nowhere.jsonl"], "cannot be read"), (["--backend", "nobody:x"], "nobody"),
         (["--min-agreement", "1.5"], "shares from 0 to 1"), (["--against", "h7"], "h7"),
     ],
@@ -63,7 +63,7 @@ def test_the_gate_holds_back_what_hits_a_test_set(
     out = tmp_path / "out"
     gate = ["--against", "gsm8k", "--data-dir", str(shared_data("gsm8k").parent)]
     made = ["synthesize", "math", "--seeds", str(seeds), "--backend", "factory", "--out", str(out), "--no-symbolic"]
-    assert main([*made, *gate]) == 0
+    assert main([*made, *gate]) == 1  # nothing is kept
     assert not list(out.glob("rows-*.jsonl"))
     reasons = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert any(row["reason"] == "contaminated" and "gsm8k" in row["detail"] for row in reasons)

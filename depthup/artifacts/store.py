@@ -81,16 +81,24 @@ class Store:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """While the block runs, nothing is removed from the store; made if it is not there.
+        """While the block runs, nothing is removed from the store; made if it is not there, and gone again if nothing
+        came into it.
 
         Raises:
             OutputError: Something is being removed from it now.
         """
+        is_new = not self.root.exists()
         self.root.mkdir(parents=True, exist_ok=True)
-        with locked_file(self.root / _LOCK, shared=True) as is_ours:
-            if not is_ours:
-                raise OutputError(f"`depthup gc` is cleaning {self.root}", next_step="wait for it to end")
-            yield
+        try:
+            with locked_file(self.root / _LOCK, shared=True) as is_ours:
+                if not is_ours:
+                    raise OutputError(f"`depthup gc` is cleaning {self.root}", next_step="wait for it to end")
+                yield
+        finally:
+            if is_new and [path.name for path in self.root.iterdir()] == [_LOCK]:
+                (self.root / _LOCK).unlink()
+                with contextlib.suppress(OSError):  # another run has begun to fill it
+                    self.root.rmdir()
 
     @contextlib.contextmanager
     def cleaning(self, only_look: bool = False) -> Iterator[None]:
