@@ -20,6 +20,7 @@ from .record import Record, read_record
 
 LATEST = "latest"
 _LOCK = ".lock"
+_DIGESTS = "digests.json"
 _ADOPTED = "adopted.json"
 
 
@@ -28,7 +29,7 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.digests = Digests(root / "digests.json")
+        self.digests = Digests(root / _DIGESTS)
 
     def folder(self, stage: str, fingerprint: str) -> Path:
         """Where the result with this fingerprint lies, or will."""
@@ -95,9 +96,11 @@ class Store:
                     raise OutputError(f"`depthup gc` is cleaning {self.root}", next_step="wait for it to end")
                 yield
         finally:
-            if is_new and [path.name for path in self.root.iterdir()] == [_LOCK]:
-                (self.root / _LOCK).unlink()
+            own = {_LOCK, _DIGESTS}
+            if is_new and own.issuperset(path.name for path in self.root.iterdir()):
                 with contextlib.suppress(OSError):  # another run has begun to fill it
+                    for name in own:
+                        (self.root / name).unlink(missing_ok=True)
                     self.root.rmdir()
 
     @contextlib.contextmanager
