@@ -88,6 +88,8 @@ def estimate(task: TaskScores, *, confidence: float = 0.95, whole_split: bool = 
         return Estimate(moments.mean, error, low, high, "wilson", task.num_items, task.num_available)
     margin = error * t_quantile(0.5 + confidence / 2, moments.degrees) if moments.degrees > 0 else math.nan
     low, high = moments.mean - margin, moments.mean + margin
+    if not is_lower_better(task.metric) and 0 <= moments.mean <= 1:  # a share stays one
+        low, high = max(low, 0.0), min(high, 1.0)
     return Estimate(moments.mean, error, low, high, "t", task.num_items, task.num_available)
 
 
