@@ -302,7 +302,7 @@ def test_bootstrap_intervals_cover_the_true_difference() -> None:
 def test_the_interval_of_a_share_stays_within_its_range() -> None:
     """Two items of TruthfulQA: Student's t with one degree of freedom would reach beyond 0 and 1."""
     two = TaskScores("truthfulqa_mc2", "acc", 0, ("a", "b"), (0.2, 0.9), 817)
-    found = estimate(two)
+    found = statistics.estimate(two)
     assert (found.low, found.high) == (0.0, 1.0)
-    one = estimate(TaskScores("truthfulqa_mc2", "acc", 0, ("a",), (0.2,), 817))
+    one = statistics.estimate(TaskScores("truthfulqa_mc2", "acc", 0, ("a",), (0.2,), 817))
     assert math.isnan(one.low) and math.isnan(one.high)
