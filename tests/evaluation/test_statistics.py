@@ -10,7 +10,7 @@ import pytest
 import scored
 
 from depthup.evaluation import distributions, pairs, statistics
-from depthup.evaluation.scores import Totals
+from depthup.evaluation.scores import TaskScores, Totals
 
 stats = pytest.importorskip("scipy.stats")
 
