@@ -153,6 +153,7 @@ def _bare(note: str, task: str) -> str:
 
 
 def _notes(task: TaskScores) -> tuple[str, ...]:
-    if task.num_items >= task.num_available:
+    counted = f"{task.num_items} of {task.num_available} items"
+    if task.num_items >= task.num_available or any(counted in note for note in task.notes):
         return task.notes
     return (f"a sample of {task.num_items:,} of {task.num_available:,} items", *task.notes)
