@@ -222,15 +222,10 @@ def _train(
     return Timed([num / line["tokens_per_second"] for num, line in zip(targets, lines, strict=True)], targets)
 
 
-def _trl(
-    model: Any, examples: Any, task: str, sizes: Sizes, num_steps: int, folder: Path, gpu: bool, best: bool
-) -> Timed:
-    import torch
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-
-    tokenizer = _tokenizer(iter(["a"]), 300)
+def _trl_settings(
+    examples: Any, task: str, sizes: Sizes, num_steps: int, folder: Path, gpu: bool, best: bool
+) -> dict[str, Any]:
+    """TRL's settings: its defaults, or its best for the task."""
     in_pass = sizes.trl_best_examples if best else sizes.trl_examples
     packed = best and task == "sft"
     common: dict[str, Any] = {
@@ -246,6 +241,19 @@ def _trl(
         rows = min(rows_per_step, sizes.rows)
         common |= {"packing": True, "per_device_train_batch_size": rows,
                    "gradient_accumulation_steps": max(1, rows_per_step // rows)}  # fmt: skip
+    return common
+
+
+def _trl(
+    model: Any, examples: Any, task: str, sizes: Sizes, num_steps: int, folder: Path, gpu: bool, best: bool
+) -> Timed:
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    tokenizer = _tokenizer(iter(["a"]), 300)
+    common = _trl_settings(examples, task, sizes, num_steps, folder, gpu, best)
     spent: list[float] = []
 
     class Clocked(DPOTrainer):  # type: ignore[misc, valid-type]

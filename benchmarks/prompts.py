@@ -119,7 +119,8 @@ def main() -> None:
     print(f"all items of the six: {whole['lm-eval']:.0f} s, {whole['depthup']:.1f} s,"
           f" {whole['lm-eval'] / whole['depthup']:.1f}x")  # fmt: skip
     if options.json:
-        figures = {"command": " ".join(["python", "benchmarks/prompts.py", *sys.argv[1:]]), "tasks": found,
+        shown = [Path(word).name if Path(word).exists() else word for word in sys.argv[1:]]
+        figures = {"command": " ".join(["python", "benchmarks/prompts.py", *shown]), "tasks": found,
                    "seconds_of_all_items": whole, "machine": platform.processor() or platform.machine(),
                    "cores": os.cpu_count(), "python": platform.python_version(),
                    "lm_eval": version("lm_eval"), "datasets": version("datasets")}  # fmt: skip

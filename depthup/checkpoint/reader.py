@@ -6,7 +6,7 @@ The format: https://huggingface.co/docs/safetensors (8 bytes of header length, a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -298,3 +298,17 @@ def _tensor(path: Path | str, shard: str, name: str, entry: Any, data_start: int
 
 def _corrupt(path: Path | str, why: str) -> CheckpointError:
     return CheckpointError(f"{path} is not a whole safetensors file: {why}", next_step="download this file again")
+
+
+def same_bytes(one: tuple[Path, Tensor], other: tuple[Path, Tensor]) -> bool:
+    """Whether two tensors, each with the folder that it lies in, are of one type and equal byte for byte."""
+
+    def pieces(folder: Path, tensor: Tensor) -> Iterator[bytes]:
+        with open(folder / tensor.shard, "rb") as file:
+            file.seek(tensor.begin)
+            for begin in range(tensor.begin, tensor.end, 1 << 20):
+                yield file.read(min(1 << 20, tensor.end - begin))
+
+    if (one[1].dtype, one[1].num_bytes) != (other[1].dtype, other[1].num_bytes):
+        return False
+    return all(a == b for a, b in zip(pieces(*one), pieces(*other), strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoint.reader import Tensor
+from ..checkpoint.reader import Tensor, same_bytes
 from ..errors import CheckpointError
 from .arrays import FLOATS, Array, computed, read_chunks
 from .inits import Bench, Maker
@@ -50,7 +50,7 @@ def neighbours(bench: Bench, target: int) -> dict[str, tuple[Tensor, Tensor]]:
             )
         if a.dtype in FLOATS and b.dtype in FLOATS:
             pairs[suffix] = a, b
-        elif not _equal(bench.base.folder, a, b):
+        elif not same_bytes((bench.base.folder, a), (bench.base.folder, b)):
             raise CheckpointError(
                 f"layers {source} and {partner} cannot be mixed: {suffix} is stored as {a.dtype}, in which numbers"
                 " cannot be averaged (quantised weights)",
@@ -88,13 +88,3 @@ def _arc(folder: Path, pair: tuple[Tensor, Tensor], share: float) -> tuple[float
         return 1 - share, share
     angle = np.arccos(cosine)
     return float(np.sin((1 - share) * angle) / np.sin(angle)), float(np.sin(share * angle) / np.sin(angle))
-
-
-def _equal(folder: Path, one: Tensor, other: Tensor) -> bool:
-    def data(tensor: Tensor) -> Iterable[bytes]:
-        with open(folder / tensor.shard, "rb") as file:
-            file.seek(tensor.begin)
-            for begin in range(tensor.begin, tensor.end, 1 << 20):
-                yield file.read(min(1 << 20, tensor.end - begin))
-
-    return one.dtype == other.dtype and all(a == b for a, b in zip(data(one), data(other), strict=True))

@@ -20,7 +20,7 @@ import torch
 from ..checkpoint.carry import carry
 from ..checkpoint.names import find_stacks
 from ..checkpoint.parallel import MAX_THREADS
-from ..checkpoint.reader import Checkpoint, Tensor, open_checkpoint
+from ..checkpoint.reader import Checkpoint, Tensor, open_checkpoint, same_bytes
 from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
 from ..errors import CheckpointError, DepthupError, nearest
 from ..files import publishing, refuse_existing, require_space, write_json
@@ -289,23 +289,13 @@ def _move(
         target = replace(tensor, dtype=STORED[dtype]) if dtype else tensor
         make = _made_whole if method.whole else _made_in_pieces
         return Move(tensor.name, target, partial(make, sources, method, call, has_base, target.dtype))
-    if not all(_equal(sources[0], other) for other in sources[1:]):
+    if not all(same_bytes(sources[0], other) for other in sources[1:]):
         raise CheckpointError(
             f"{tensor.name} is stored as {tensor.dtype}, in which numbers cannot be averaged, and differs",
             allowed=", ".join(DTYPES),
             next_step="merge the unquantised models",
         )
     return Move(tensor.name, tensor)
-
-
-def _equal(one: tuple[Path, Tensor], other: tuple[Path, Tensor]) -> bool:
-    def data(folder: Path, tensor: Tensor) -> Iterator[bytes]:
-        with open(folder / tensor.shard, "rb") as file:
-            file.seek(tensor.begin)
-            for begin in range(tensor.begin, tensor.end, 1 << 20):
-                yield file.read(min(1 << 20, tensor.end - begin))
-
-    return one[1].dtype == other[1].dtype and all(a == b for a, b in zip(data(*one), data(*other), strict=True))
 
 
 # -- then bytes -------------------------------------------------------------------------------------------------------
