@@ -6,7 +6,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same examples each time: a run of the suite can be repeated. DEPTHUP_FUZZ=1 draws new ones.
+hypothesis.settings.register_profile("depthup", derandomize=os.environ.get("DEPTHUP_FUZZ") != "1")
+hypothesis.settings.load_profile("depthup")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

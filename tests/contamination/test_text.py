@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,10 +22,16 @@ from depthup.contamination.text import (
 
 def plain_words(text: str) -> list[str]:
     """The definition, for text of ASCII and Latin-1 letters."""
-    text = re.sub(r"(?<![^\W_])(\d+(?:,\d+)+)", lambda match: match[0].replace(",", ""), text)
-    text = re.sub(r"['`’‘]", "", text)
-    lowered = "".join(c.lower() if c.isascii() or "À" <= c <= "Þ" else c for c in text)
-    return re.findall(r"[a-z0-9\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u00ff]+", lowered)
+    words, word = [], ""
+    for character, following in zip(text + " ", text[1:] + "  ", strict=False):
+        if character in "'`’‘" or (character == "," and word.isdigit() and following.isdigit()):
+            continue
+        if character.isalnum():
+            word += character.lower()
+        elif word:
+            words.append(word)
+            word = ""
+    return words
 
 
 def found_words(text: str) -> list[str]:
