@@ -76,9 +76,10 @@ def _check(options: argparse.Namespace) -> None:
 
     if not options.models and options.show is None:
         raise DepthupError("no model is given", next_step="name one, or look at items with --show N --task NAME")
-    if options.show is None and (asked := [f"--{name}" for name in ("wrong", "right", "whole") if getattr(options, name)]):
+    alone = [f"--{name}" for name in ("wrong", "right", "whole") if getattr(options, name)]
+    if options.show is None and alone:
         raise DepthupError(
-            f"{' and '.join(asked)} without --show",
+            f"{' and '.join(alone)} without --show",
             next_step="say how many items of which task, as in --show 5 --task gsm8k --wrong",
         )
     if options.show is not None and (not options.tasks or options.show < 1):

@@ -109,7 +109,7 @@ def test_the_command_line_scores_compares_and_shows(
     ("arguments", "said"),
     [
         ([], "no model is given"),
-        (["--wrong"], "--wrong without --show"),
+        (["M", "--wrong"], "--wrong without --show"),
         (["M", "--suite", "h7"], "allowed: h6, quick, bpb"),
         (["M", "--tasks", "arc_chalenge", "--data-dir", "D"], "arc_challenge"),
         (["M", "--suite", "h6", "--tasks", "gsm8k"], "both given"),
