@@ -157,8 +157,9 @@ class _Run:
     def go(self) -> dict[str, Node]:
         for name, node in self.nodes.items():
             if node.record is not None:
-                self.view.line(f"{heading(self.nodes, name)} cached: {node.folder}")
+                self.view.line(f"{heading(self.nodes, name)} cached: {self.store.place(name, node.fingerprint)}")
                 self.store.point_to(name, node.fingerprint)
+                self.store.share(name, node.fingerprint)
         if not self.wanted:
             return self.nodes
         recipe = snapshot(self.recipe, self.store)

@@ -79,7 +79,7 @@ def survey(recipe: Recipe, store: Store, *, download: bool = False) -> dict[str,
         digest = fingerprint(what)
         if adopted := store.adopted(name, digest):  # what comes from it depends on its files
             what, digest = adopted.identity, adopted.fingerprint
-        record = _as_named_now(store.find(name, digest), stage, nodes)
+        record = _as_named_now(store.known(name, digest), stage, nodes)
         goes_on = KINDS[stage.kind].resumable and store.is_partial(name, digest)
         state: State = "cached" if record else "partial" if goes_on else "missing"
         reason = ""
@@ -194,12 +194,15 @@ def _walk(
         if only not in (None, name):
             continue
         if node.record is not None:
-            tell(f"{heading(nodes, name)} cached: {node.folder}")
+            if isinstance(node.stage, ReportStage):
+                store.bring(name, node.fingerprint)  # small, and wanted for itself
+            tell(f"{heading(nodes, name)} cached: {store.place(name, node.fingerprint)}")
         else:
             tell(f"{heading(nodes, name)} {started(node)}")
             nodes[name] = node = _make(node, nodes, recipe, store, device, progress, world)
             tell(f"{heading(nodes, name)} {ended(node)}")
         store.point_to(name, node.fingerprint)
+        store.share(name, node.fingerprint, progress=progress)
     return nodes
 
 
@@ -235,6 +238,7 @@ def _follow(recipe: Recipe, store: Store, only: str | None, device: str, world: 
     for name in recipe.stages:
         nodes = survey(recipe, store)
         node, kind, is_done = nodes[name], KINDS[recipe.stages[name].kind], only not in (None, name)
+        is_done = is_done or node.record is not None
         while not is_done and store.find(name, node.fingerprint) is None:
             folder = partial_path(node.folder)
             if kind.distributed and folder.is_dir():
@@ -285,9 +289,12 @@ def _make_now(
     node: Node, nodes: dict[str, Node], recipe: Recipe, store: Store, device: str, progress: bool, world: Any
 ) -> Node:
     kind, job = KINDS[node.stage.kind], _job(node, nodes, recipe, store, device, progress, world)
+    if kind.resumable:
+        store.bring_state(node.name, node.fingerprint)
     with store.making(node.name, node.fingerprint, keep_partial=kind.resumable) as folder:
         started = time.perf_counter()
-        results = kind.run(job, folder)
+        with store.keeping_state(node.name, node.fingerprint):
+            results = kind.run(job, folder)
         record = Record(
             stage=node.name,
             kind=node.stage.kind,
@@ -312,6 +319,8 @@ def _job(
         if source in nodes and source not in records:
             raise RecipeError(f"stage '{node.name}' needs '{source}', which is {nodes[source].state}",
                               next_step="run the whole recipe with `depthup run`")  # fmt: skip
+        if source in nodes:
+            store.bring(source, nodes[source].fingerprint, progress=progress)
     job = Job(node.name, node.stage, recipe, folders, records, store, device, progress)
     kind = KINDS[node.stage.kind]
     if kind.computes:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_MIRROR = "DEPTHUP_MIRROR"
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
@@ -29,6 +30,11 @@ def add_verb(verbs: Any, name: str, function: Callable[..., int | None], summary
 def _add_recipe_options(parser: Any) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="recipe.yaml, or the folder that it lies in")
     parser.add_argument("--store", metavar="DIR", help="where results are kept (runs/NAME)")
+    parser.add_argument(
+        "--mirror", metavar="URL",
+        help="an object store or folder (s3://bucket/run) where results are found, and put as well;"
+        f" ${_MIRROR} if not given",
+    )  # fmt: skip
 
 
 def add_stage_options(parser: Any) -> None:
@@ -156,7 +162,13 @@ def _status(options: argparse.Namespace) -> None:
     recipe, store = open_recipe(options)
     nodes = survey(recipe, store)
     for name, node in nodes.items():
-        note = f"  {node.reason}" if node.reason else f"  {node.folder}" if node.state == "cached" else ""
+        note = (
+            f"  {node.reason}"
+            if node.reason
+            else f"  {store.place(name, node.fingerprint)}"
+            if node.state == "cached"
+            else ""
+        )
         print(f"{name:<20}{node.stage.kind:<14}{node.state:<8}{note}")
     known = {partial_path(node.folder) for node in nodes.values()}
     for folder in store.leftovers():
@@ -190,8 +202,13 @@ def _report(options: argparse.Namespace) -> None:
 
 def open_recipe(options: argparse.Namespace) -> tuple[Any, Any]:
     """The recipe that the options name, and its store."""
+    from .artifacts.mirror import Mirror
     from .artifacts.store import Store
     from .recipe import load_recipe
 
     recipe = load_recipe(options.recipe)
-    return recipe, Store(Path(options.store) if options.store else Path("runs") / recipe.name)
+    address = getattr(options, "mirror", None) or os.environ.get(_MIRROR)
+    if address:
+        os.environ[_MIRROR] = address  # for the processes that make stages
+    root = Path(options.store) if options.store else Path("runs") / recipe.name
+    return recipe, Store(root, Mirror(address) if address else None)

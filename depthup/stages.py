@@ -236,7 +236,7 @@ def run_report(job: Job, folder: Path) -> dict[str, Any]:
 
     stage: ReportStage = job.stage
     report = collect_report(
-        stage.title, stage.summary, stage.notes, stage.evaluations, job.records, job.store.folder, stage.comparisons
+        stage.title, stage.summary, stage.notes, stage.evaluations, job.records, job.store.to_read, stage.comparisons
     )
     write_text(folder / "page.html", render_page(report))
     return {"page": "page.html"}

@@ -186,6 +186,7 @@ DOORS: dict[str, set[str]] = {
     "urllib": {"checkpoint.web", "checkpoint.answers", "checkpoint.listing"},
     "http": {"checkpoint.web", "checkpoint.answers"},
     "pydantic": {"recipe", "settings", "data_settings", "data_stage_settings", "stage_settings", "artifacts"},
+    "fsspec": {"artifacts.mirror"},
     "yaml": {"recipe", "report.card", "growth.mergekit", "growth.mergekit_import"},
     "gguf": {"conversion.gguf", "models"},
     "jinja2": {"report"},
