@@ -90,6 +90,32 @@ class ModelShape:
         """The shape after surgery."""
         return replace(self, layers=tuple(plan.reindex(self.layers)))
 
+    def upcycled(self, num_experts: int, experts_per_token: int, granularity: int = 1, every: int = 1) -> ModelShape:
+        """The shape after sparse upcycling: in each ``every``-th layer the MLP stands ``num_experts`` times.
+
+        Args:
+            num_experts: Copies of the MLP.
+            experts_per_token: Copies that a token goes to.
+            granularity: Parts of a copy, each an expert with a row of the router.
+            every: Each so many-th layer.
+        """
+
+        def sparse(layer: LayerShape) -> LayerShape:
+            mlp, router = 3 * self.hidden * layer.inner, self.hidden * num_experts * granularity
+            more = router + (experts_per_token - 1) * mlp
+            return replace(
+                layer,
+                parameters=layer.parameters + router + (num_experts - 1) * mlp,
+                active=layer.active + more,
+                matrices=layer.matrices + more,
+                inner=experts_per_token * layer.inner,
+                routes=experts_per_token * granularity,
+            )
+
+        return replace(self, layers=tuple(
+            layer if (index + 1) % every else sparse(layer) for index, layer in enumerate(self.layers)
+        ))  # fmt: skip
+
 
 def shape_of(base: Checkpoint) -> ModelShape:
     """The shape of a checkpoint: of any family from its headers, or from ``config.json`` alone.
