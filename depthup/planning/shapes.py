@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -117,6 +118,9 @@ class ModelShape:
         ))  # fmt: skip
 
 
+_ROUTED = re.compile(r"experts\.|block_sparse_moe\.(?:input|output)_linear\.")  # the latter are GraniteMoE's
+
+
 def shape_of(base: Checkpoint) -> ModelShape:
     """The shape of a checkpoint: of any family from its headers, or from ``config.json`` alone.
 
@@ -135,7 +139,7 @@ def shape_of(base: Checkpoint) -> ModelShape:
         if place is None or place[0] >= stack.num_layers:  # behind the layers stand blocks of multi-token prediction
             continue
         count, suffix = counts[place[0]], place[1]
-        is_routed = num_experts > 0 and "experts." in f"{suffix}." and "shared" not in suffix
+        is_routed = num_experts > 0 and _ROUTED.search(f"{suffix}.") is not None and "shared" not in suffix
         active = tensor.num_elements * num_routes // num_experts if is_routed else tensor.num_elements
         count[0] += tensor.num_elements
         count[1] += active

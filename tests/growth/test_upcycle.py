@@ -19,7 +19,7 @@ from depthup.checkpoint.check import check_checkpoint
 from depthup.checkpoint.reader import open_checkpoint
 from depthup.cli import main
 from depthup.costs import SHAPES
-from depthup.errors import CheckpointError, DepthupError, OutputError, PlanError
+from depthup.errors import CheckpointError, OutputError, PlanError
 from depthup.growth.history import read_history, undo_plan
 from depthup.growth.moe_forms import FORMS, find_form, mixture_config
 from depthup.growth.surgery import upscale
@@ -39,8 +39,10 @@ HOWS = [
     Upcycling(2, 2, router_std=1.0),
     Upcycling(4, 2, granularity=4),
 ]
-MIXTURES = {"llama": "mixtral", "llama_tied": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe",
-            "qwen2_sliding": "qwen2_moe", "qwen3": "qwen3_moe", "olmo2": "flex_olmo", "granite": "granitemoe"}  # fmt: skip
+MIXTURES = {
+    "llama": "mixtral", "llama_tied": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe",
+    "qwen2_sliding": "qwen2_moe", "qwen3": "qwen3_moe", "olmo2": "flex_olmo", "granite": "granitemoe",
+}  # fmt: skip
 
 Base = Callable[..., Path]
 
@@ -62,8 +64,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 def logits(folder: Path) -> torch.Tensor:
     """In double precision, so that what remains is the order of sums."""
+    is_mixture = "num_experts_per_tok" in pico.read_json(folder / "config.json")
+    options = {"experts_implementation": "eager"} if is_mixture else {}  # torch's grouped product takes no doubles
     with torch.inference_mode():
-        return pico.load(folder, dtype=torch.float64)(pico.tokens(40)).logits
+        return pico.load(folder, dtype=torch.float64, **options)(pico.tokens(40)).logits
 
 
 # -- the mixture is the dense model -----------------------------------------------------------------------------------
@@ -177,9 +181,9 @@ def test_what_a_dense_config_leaves_unsaid_means_the_same_in_the_mixture(family:
     mixture = AutoConfig.for_model(form.model_type, **{k: v for k, v in made.items() if k != "model_type"})
     one, other = dense.to_dict(), mixture.to_dict()
     unlike = {key for key in one.keys() & other.keys() if one[key] != other[key]}
-    assert unlike <= {"model_type", "architectures", "sliding_window"}
-    if "sliding_window" in unlike:
-        assert not one["sliding_window"] and not other["sliding_window"]
+    assert unlike <= {"model_type", "architectures", "sliding_window", "head_dim"}
+    assert not (one.get("sliding_window") or other.get("sliding_window")) or "sliding_window" not in unlike
+    assert "head_dim" not in unlike or (one["head_dim"], other["head_dim"]) == (hidden // 32, None)  # the same
     assert mixture.rope_parameters == dense.rope_parameters
 
 
@@ -221,7 +225,7 @@ def test_depth_and_experts_compose_in_either_order(base: Base, tmp_path: Path, f
         assert not check_checkpoint(tmp_path / name) and prove_loading(tmp_path / name).whole
         torch.testing.assert_close(logits(tmp_path / name), dense, rtol=0, atol=1e-6)
         manifest = pico.read_json(tmp_path / name / "depthup.json")
-        assert manifest["original_layers"]["sources"] == [0, 1, 2, 1, 2, 3]
+        assert LayerPlan.from_json(manifest["original_layers"]).sources == (0, 1, 2, 1, 2, 3)
     assert [step.base for step in read_history(tmp_path / "deep-moe")] == ["base", "deep"]
     assert undo_plan(tmp_path / "moe-deep", 6).sources == (0, 1, 2, 5)
     with pytest.raises(CheckpointError, match="was upcycled from deep"):
@@ -329,7 +333,7 @@ def test_a_scaled_number_that_leaves_its_type_is_refused_and_nothing_is_publishe
     data[:2] = b"\xff\x7b"  # 65504, the largest
     held[name] = held[name]._replace(data=bytes(data))
     pico.write_tensors(folder / "model.safetensors", held)
-    with pytest.raises(CheckpointError, match="down_proj.weight times 2 does not fit its type F16"):
+    with pytest.raises(CheckpointError, match=r"down_proj\.weight times 2 does not fit its type F16"):
         upcycle(folder, tmp_path / "moe", Upcycling(2, granularity=2))
     assert not (tmp_path / "moe").exists() and not list(tmp_path.glob(".moe*"))
 
@@ -357,15 +361,9 @@ def test_experts_are_those_of_mergekit_moe(base: Base, tmp_path: Path, family: s
     tool = Path(os.environ["DEPTHUP_MERGEKIT"]).with_name("mergekit-moe")
     command = [str(tool), str(tmp_path / "moe.yaml"), str(tmp_path / "theirs")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
-    if done.returncode:
-        pytest.skip(f"mergekit-moe does not make it: {done.stderr[-300:]}")
+    assert done.returncode == 0, done.stderr[-2000:]
     upcycle(dense, tmp_path / "ours", Upcycling(3))
-    theirs, ours = pico.raw(tmp_path / "theirs"), pico.raw(tmp_path / "ours")
-    routers = {name for name in ours if name.endswith(("moe.gate.weight", "mlp.gate.weight"))}
-    assert routers and {name: tensor for name, tensor in ours.items() if name not in routers} == {
-        name: tensor for name, tensor in theirs.items() if name not in routers
-    }
-
-
-def test_every_error_is_of_the_house(base: Base) -> None:
-    assert issubclass(PlanError, DepthupError) and find_form({"model_type": "llama"}).model_type == "mixtral"
+    # It writes experts under the names that transformers has in memory, fused: they are compared as loaded.
+    theirs, ours = (pico.load(tmp_path / name).state_dict() for name in ("theirs", "ours"))
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours if "mlp.gate.weight" not in name)
