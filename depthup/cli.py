@@ -30,12 +30,13 @@ from .recipe_verbs import add_report, add_run, add_status
 from .recipe_verbs import add_verb as _verb
 from .synthesize_verb import add_synthesize
 from .training_verbs import add_preview, add_rates
+from .upcycle_verb import add_upcycle
 from .why_verb import add_why
 
 _OTHERS = (
     add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
     add_preview, add_rates, add_synthesize, add_decontaminate, add_audit, add_data, add_membership,
-    add_why, add_gc, add_adopt,
+    add_why, add_gc, add_adopt, add_upcycle,
 )  # fmt: skip
 
 
@@ -327,11 +328,12 @@ def _check_against(options: argparse.Namespace, folder: Path) -> int:
 
     from .checkpoint.remote import local_folder
     from .growth.proof import derive_surgery, prove
+    from .growth.surgery import Surgery
 
     base = local_folder(options.against)
     named = (lambda depth: chosen_plan(options, depth, base, options.stack)) if names_a_plan(options) else None
     surgery = derive_surgery(folder, base, named, options.stack, _config_lists(options.config_list))
-    print(f"plan {surgery.plan.text}")
+    print(f"plan {surgery.plan.text}" if isinstance(surgery, Surgery) else surgery.describe())
     with _bytes_bar(surgery.num_bytes, "compare") as advance:
         proof = prove(surgery, folder, tell=lambda finding: tqdm.write(finding.problem), progress=advance)
     print(proof.describe())

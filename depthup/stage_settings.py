@@ -61,6 +61,30 @@ class UpscaleStage(StageSettings):
         return self
 
 
+class UpcycleStage(StageSettings):
+    """Sparse upcycling (arXiv:2212.05055): each feed-forward becomes experts, which compute the same at first."""
+
+    INPUTS: ClassVar[Mapping[str, Made]] = {"base": "checkpoint"}
+    kind: Literal["upcycle"]
+    base: str = Field(description="Stage or checkpoint folder: a dense model.")
+    experts: int = Field(ge=2, le=4096, description="Copies of the feed-forward in a layer.")
+    experts_per_token: int = Field(2, ge=1, description="Copies that a token goes to.")
+    granularity: int = Field(1, ge=1, description="Parts of a copy, each an expert of its own; a power of two.")
+    every: int = Field(1, ge=1, description="Each so many-th layer becomes sparse (Qwen2 and Qwen3 only).")
+    router_std: float | None = Field(
+        None, gt=0, lt=10, description="Standard deviation of the routers' weights; the config's, where it is not said."
+    )
+    expert_noise: float = Field(
+        0.0, ge=0, lt=1, description="Noise on all copies but the first, as a share of each matrix's own deviation."
+    )
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> UpcycleStage:
+        if self.experts_per_token > self.experts:
+            raise ValueError(f"experts_per_token = {self.experts_per_token} of experts = {self.experts}")
+        return self
+
+
 class Rate(Settings):
     """How a group of parameters is trained."""
 
@@ -368,8 +392,8 @@ class ReportStage(StageSettings):
 
 TrainingStage = PretrainStage | SftStage | DpoStage | SdpoStage
 Stage = (
-    ImportStage | UpscaleStage | PretrainStage | SftStage | DpoStage | SdpoStage | MergeStage | SynthesizeStage
-    | AlignmentStage | DecontaminateStage | EvaluateStage | CompareStage | ReportStage
+    ImportStage | UpscaleStage | UpcycleStage | PretrainStage | SftStage | DpoStage | SdpoStage | MergeStage
+    | SynthesizeStage | AlignmentStage | DecontaminateStage | EvaluateStage | CompareStage | ReportStage
 )  # fmt: skip
 STAGE_KINDS: dict[str, type[Stage]] = {
     get_args(stage.model_fields["kind"].annotation)[0]: stage for stage in get_args(Stage)

@@ -17,9 +17,19 @@ from .files import require_space
 from .recipe import Recipe
 from .score_stage import benchmark_identity, score_benchmarks
 from .stage_data import Job, data_identity, held_out_rows
-from .stage_settings import EvaluateStage, ImportStage, MergeStage, ReportStage, Stage, TrainingStage, UpscaleStage
+from .stage_settings import (
+    EvaluateStage,
+    ImportStage,
+    MergeStage,
+    ReportStage,
+    Stage,
+    TrainingStage,
+    UpcycleStage,
+    UpscaleStage,
+)
 from .training_run import shape_of
 from .training_stages import run_dpo, run_pretrain, run_sdpo, run_sft
+from .upcycle_stage import run_upcycle
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,7 @@ def identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, str], digests: D
     if isinstance(stage, ReportStage):
         settings["stages"] = list(recipe.stages)  # a page shows names, which are no part of any other fingerprint
     kind = KINDS[stage.kind]
-    is_random = isinstance(stage, TrainingStage | SynthesizeStage | AlignmentStage) or (
+    is_random = isinstance(stage, TrainingStage | SynthesizeStage | AlignmentStage | UpcycleStage) or (
         isinstance(stage, ImportStage) and stage.random is not None
     )
     seed = {"seed": recipe.seed} if is_random else {}
@@ -245,6 +255,7 @@ def run_report(job: Job, folder: Path) -> dict[str, Any]:
 KINDS: dict[str, Kind] = {
     "import": Kind(run_import),
     "upscale": Kind(run_upscale),
+    "upcycle": Kind(run_upcycle),
     "pretrain": Kind(run_pretrain, version=2, resumable=True, computes=True, distributed=True),
     "sft": Kind(run_sft, resumable=True, computes=True, distributed=True),
     "dpo": Kind(run_dpo, resumable=True, computes=True, distributed=True),

@@ -87,6 +87,13 @@ def _upscale(walk: Walk, name: str, stage: Any) -> list[Workload]:
     return [copying(name, stage.kind, base.grown(plan), base.num_bytes)]
 
 
+def _upcycle(walk: Walk, name: str, stage: Any) -> list[Workload]:
+    """The few parameters of the shared expert that Qwen2's form has are not counted."""
+    base = walk.shape(stage.base)
+    shape = base.upcycled(stage.experts, stage.experts_per_token, stage.granularity, stage.every)
+    return [copying(name, stage.kind, shape, base.num_bytes)]
+
+
 def _training(walk: Walk, name: str, stage: Any) -> Workload:
     """What all kinds of training have in common."""
     shape = walk.shape(stage.model)
@@ -236,6 +243,7 @@ def _of_files(walk: Walk, name: str, stage: Any) -> list[Workload]:
 WORK: Mapping[str, Callable[[Walk, str, Any], list[Workload]]] = {
     "import": _import,
     "upscale": _upscale,
+    "upcycle": _upcycle,
     "pretrain": _on_text,
     "sft": _on_text,
     "dpo": _on_pairs,

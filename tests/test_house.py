@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stage_data": frozenset({ANY}),
     "data_stages": frozenset({ANY}),
     "compare_stage": frozenset({ANY}),
+    "upcycle_stage": frozenset({ANY}),
     "score_stage": frozenset({ANY}),
     "training_run": frozenset({ANY}),
     "training_stages": frozenset({ANY}),
@@ -113,8 +114,8 @@ GROUND = {
 }  # fmt: skip
 # Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.
 _RECIPES = {
-    "recipe", "stage_data", "score_stage", "compare_stage", "data_stages", "training_run", "training_stages", "stages",
-    "pipeline", "workloads", "reference",
+    "recipe", "stage_data", "score_stage", "compare_stage", "upcycle_stage", "data_stages", "training_run",
+    "training_stages", "stages", "pipeline", "workloads", "reference",
 }  # fmt: skip
 ABOVE = {
     "settings": {"data_settings", "data_stage_settings", "stage_settings", *_RECIPES},
@@ -123,8 +124,10 @@ ABOVE = {
     "alignment": {"data_stages", *VERBS},
     "data_stages": {"stages", *VERBS},
     "compare_stage": {"stages"},
+    "upcycle_stage": {"stages"},
     "stage_settings": {
         "compare_stage",
+        "upcycle_stage",
         "data_stages",
         "recipe",
         "stage_data",
@@ -154,6 +157,7 @@ ABOVE = {
     "stage_data": {
         "score_stage",
         "compare_stage",
+        "upcycle_stage",
         "data_stages",
         "training_run",
         "training_stages",
@@ -161,7 +165,7 @@ ABOVE = {
         "pipeline",
     },
     "score_stage": {"stages"},
-    "training_run": {"training_stages", "stages", "adoption"},
+    "training_run": {"training_stages", "stages", "adoption", "upcycle_stage"},
     "training_stages": {"stages", "training_verbs"},
     "training_verbs": {"cli"},
     "stages": {"pipeline", "workloads", "jobs"},
@@ -197,7 +201,8 @@ LIGHT = (
     "cli", "recipe_verbs", "recipe", "pipeline", "why", "adoption", "jobs", "launching", "live_view",
     "plan_options", "layers",
     "blending", "presets", "checkpoint",
-    "growth.surgery", "growth.adapters", "artifacts", "costs", "files", "errors", "report", "planning", "workloads",
+    "growth.surgery", "growth.upcycle", "growth.adapters", "artifacts", "costs", "files", "errors", "report",
+    "planning", "workloads",
     *VERBS, "conversion.gguf_header", "synthesis", "evaluation.scores",
     "evaluation.requests", "evaluation.suites", "evaluation.sources", "evaluation.prepared", "evaluation.harness",
     "evaluation.distributions", "evaluation.statistics", "evaluation.pairs", "evaluation.compare", "evaluation.results",

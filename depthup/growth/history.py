@@ -11,7 +11,7 @@ from typing import Any
 from ..checkpoint.plain_json import read_object
 from ..errors import CheckpointError, PlanError
 from ..layers import LayerPlan
-from .manifest import MANIFEST_NAME
+from .manifest import MANIFEST_NAME, read_manifest
 
 _MAX_STEPS = 100  # surgeries, one after another, that made a model
 
@@ -86,11 +86,17 @@ def undo_plan(folder: str | os.PathLike[str] | None, num_layers: int, stack: str
         stack: The stack that shrinks; the one of the last surgery by default.
 
     Raises:
-        CheckpointError: The folder does not tell how it was made, or its depth is not what it tells.
+        CheckpointError: The folder does not tell how it was made, its depth is not what it tells, or its last step was
+            no surgery on layers.
         PlanError: The target does not hold its whole base.
     """
     history = read_history(folder) if folder is not None else ()
     steps = [step for step in history if stack in (None, step.stack)]
+    if folder is not None and history and "upcycling" in (read_manifest(Path(folder)) or {}):
+        raise CheckpointError(
+            f"{folder} was upcycled from {history[-1].base}: no plan of layers makes one feed-forward of its experts",
+            next_step=f"take {history[-1].base} itself",
+        )
     if folder is None or not steps:
         raise CheckpointError(
             f"{folder or 'a depth alone'} does not say how it was made: no {MANIFEST_NAME} of surgery on these layers",

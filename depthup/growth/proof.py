@@ -9,7 +9,7 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..checkpoint.carry import files_in
 from ..checkpoint.check import Finding
@@ -23,7 +23,9 @@ from ..errors import CheckpointError
 from ..layers import LayerPlan
 from .manifest import MANIFEST_NAME, read_manifest
 from .surgery import Surgery, plan_surgery
+from .upcycle import Upcycle, plan_upcycle, stated_upcycling
 
+Derived: TypeAlias = Surgery | Upcycle  # what a target should be
 _AGAIN = "make the target again, or name the base and the plan that it was made from"
 _JOB_BYTES = 256 << 20
 _STAMPS = frozenset({"_name_or_path", "transformers_version"})  # say who wrote a config, nothing of the model
@@ -70,14 +72,16 @@ def derive_surgery(
     make_plan: Callable[[int], LayerPlan] | None = None,
     stack: str | None = None,
     config_lists: Mapping[str, str] | None = None,
-) -> Surgery:
-    """The surgery that should have made a target: of a plan for the base's depth, or as the target's manifest states.
+) -> Derived:
+    """What should have made a target: surgery by a plan for the base's depth, or what the target's manifest states.
 
     Raises:
         CheckpointError: There is neither a plan nor a manifest, or the base is not whole.
         PlanError: The plan does not fit the base.
     """
     checkpoint = open_checkpoint(base)
+    if make_plan is None and (upcycling := stated_upcycling(target)) is not None:
+        return plan_upcycle(checkpoint, upcycling)
     if make_plan is None:
         plan, stack, config_lists = _stated_plan(target)
         layers = find_stack(checkpoint.tensors, checkpoint.config, stack)
@@ -101,7 +105,7 @@ def _stated_plan(target: Path) -> tuple[LayerPlan, str, dict[str, str]]:
 
 
 def prove(
-    surgery: Surgery,
+    surgery: Derived,
     target: Path,
     *,
     tell: Callable[[Finding], object] = lambda finding: None,
@@ -114,7 +118,7 @@ def prove(
     of ``config.json``, and every file that goes along. Memory does not grow with the model.
 
     Args:
-        surgery: From :func:`~depthup.growth.surgery.plan_surgery`, for the base.
+        surgery: From :func:`derive_surgery`, for the base.
         target: The folder to prove.
         tell: Called with each finding as soon as there is one, by one thread at a time.
         limit: Findings to tell of; the others are only counted.
@@ -161,7 +165,7 @@ class _Findings:
 # -- tensors ----------------------------------------------------------------------------------------------------------
 
 
-def _comparable(surgery: Surgery, found: Checkpoint, findings: _Findings) -> Iterator[tuple[Move, Tensor]]:
+def _comparable(surgery: Derived, found: Checkpoint, findings: _Findings) -> Iterator[tuple[Move, Tensor]]:
     """Target tensors that are what they should be but for their bytes."""
     expected = {move.name: move for move in surgery.moves}
     for name in sorted(expected.keys() - found.tensors.keys()):
@@ -192,7 +196,7 @@ def _in_jobs(pairs: Sequence[tuple[Move, Tensor]]) -> list[list[tuple[Move, Tens
 
 
 def _compare_tensors(
-    surgery: Surgery,
+    surgery: Derived,
     found: Checkpoint,
     pairs: Sequence[tuple[Move, Tensor]],
     findings: _Findings,
@@ -220,9 +224,10 @@ def _compare_tensors(
                 findings.add(f"{tensor.name} differs from {_origin(surgery, move)}, first at its byte {place}")
 
 
-def _origin(surgery: Surgery, move: Move) -> str:
+def _origin(surgery: Derived, move: Move) -> str:
     place = surgery.stack.split(move.name)
-    how = "" if move.make is None or place is None else f"what '{surgery.plan.init(place[0])}' makes of "
+    made_by = "upcycling" if isinstance(surgery, Upcycle) or place is None else f"'{surgery.plan.init(place[0])}'"
+    how = "" if move.make is None or place is None else f"what {made_by} makes of "
     return f"{how}{move.source.name} of the base"
 
 
@@ -271,7 +276,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _compare_files(surgery: Surgery, target: Path, findings: _Findings, made_here: bool) -> list[str]:
+def _compare_files(surgery: Derived, target: Path, findings: _Findings, made_here: bool) -> list[str]:
     """Tokenizer, chat template, code, licence: what the base has, the target has, byte for byte.
 
     Files that name layers hold the value that the plan makes of the base's.

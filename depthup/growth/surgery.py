@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from errno import ENOSPC
 from functools import cached_property
@@ -91,12 +91,7 @@ class Surgery:
     @cached_property
     def num_output_bytes(self) -> int:
         """Bytes that the target takes on the disk: tensors, headers and the files that go along."""
-        remote = self.base.remote
-        if remote is None:
-            carried = sum(path.stat().st_size for path in carried_files(self.base.folder))
-        else:
-            carried = sum(file.num_bytes for file in remote.carried)
-        return sum(shard.num_written_bytes for shard in self.shards) + carried
+        return sum(shard.num_written_bytes for shard in self.shards) + num_carried_bytes(self.base)
 
     def describe(self) -> str:
         """The plan and what it costs, as text."""
@@ -111,6 +106,13 @@ class Surgery:
                + " shared with the base: to edit one edits both"] if num_links else []),
             *(f"config      {change}" for change in self.config_changes),
         ])  # fmt: skip
+
+
+def num_carried_bytes(base: Checkpoint) -> int:
+    """Bytes of the files that go along with a base's weights."""
+    if base.remote is None:
+        return sum(path.stat().st_size for path in carried_files(base.folder))
+    return sum(file.num_bytes for file in base.remote.carried)
 
 
 def plan_surgery(
@@ -137,7 +139,7 @@ def plan_surgery(
             linked, whose base is on a server.
         PlanError: The plan was made for another depth, or breaks a period that the config states.
     """
-    _require_no_adapter(base)
+    require_no_adapter(base)
     stack = stack or find_stack(base.tensors, base.config)
     if plan.num_base_layers != stack.num_layers:
         raise PlanError(
@@ -172,7 +174,8 @@ def plan_surgery(
     return Surgery(base, stack, plan, shards, edit.config, changes, history, dict(config_lists or {}), files)
 
 
-def _require_no_adapter(base: Checkpoint) -> None:
+def require_no_adapter(base: Checkpoint) -> None:
+    """Raise :class:`CheckpointError` if an adapter lies beside the base's weights."""
     if (base.folder / ADAPTER_CONFIG_NAME).is_file():
         raise CheckpointError(
             f"{base.folder} holds a model and an adapter ({ADAPTER_CONFIG_NAME})",
@@ -203,7 +206,7 @@ def write_surgery(
     """
     resume = resume or surgery.base.remote is not None
     try:
-        kept, base_facts = _write_weights(surgery, folder, progress, resume=resume, digests=digests)
+        kept, base_facts = write_weights(surgery.base, surgery.shards, folder, progress, resume=resume, digests=digests)
         names = carry(surgery.base.folder, folder)
         for name, value in {"config.json": surgery.config, **surgery.files}.items():
             write_json(folder / name, value)
@@ -227,18 +230,23 @@ def write_surgery(
         raise
 
 
-def _write_weights(
-    surgery: Surgery, folder: Path, progress: Progress | None, *, resume: bool, digests: bool
+def write_weights(
+    base: Checkpoint,
+    shards: Sequence[Shard],
+    folder: Path,
+    progress: Progress | None,
+    *,
+    resume: bool,
+    digests: bool,
 ) -> tuple[tuple[str, ...], dict[str, Facts]]:
     """Write shards and index; returns the shards that were kept, and what is known of the base's files."""
-    base = surgery.base
     if base.remote is not None:
         from ..checkpoint.stream import stream_target  # HTTP is slow to import
 
-        return (), remote_facts(base, stream_target(base, surgery.shards, folder, progress))
+        return (), remote_facts(base, stream_target(base, shards, folder, progress))
     if resume:
-        _clear_but(folder, {shard.file for shard in surgery.shards})
-    kept = write_shards(base.folder, surgery.shards, folder, progress, resume=resume)
+        _clear_but(folder, {shard.file for shard in shards})
+    kept = write_shards(base.folder, shards, folder, progress, resume=resume)
     names = ["config.json", *sorted({tensor.shard for tensor in base.tensors.values()})]
     return kept, all_facts(base.folder, names, digests=digests, report=progress if digests else None)
 
@@ -309,12 +317,23 @@ def publish_surgery(
         CheckpointError: The base changed while it was read, or cannot be had.
         OutputError: ``out`` exists, the disk is too small, or links are refused.
     """
+
+    def write(partial: Path) -> tuple[str, ...]:
+        return write_surgery(surgery, partial, progress, resume=resume, digests=digests)
+
+    return publish_target(surgery.base, out, surgery.num_output_bytes, write, resume=resume)
+
+
+def publish_target(
+    base: Checkpoint, out: Path, num_bytes: int, write: Callable[[Path], tuple[str, ...]], *, resume: bool
+) -> tuple[str, ...]:
+    """Publish what ``write`` puts into a folder as ``out``, which takes ``num_bytes`` of the disk; see above."""
     refuse_existing(out)
-    is_remote = surgery.base.remote is not None
+    is_remote = base.remote is not None
     states = [path.lstat() for path in partial_path(out).glob("*.safetensors")] if resume else []
     present = sum(state.st_size for state in states if state.st_nlink == 1)
     if is_remote:  # its files are full of holes
         present = allocated_bytes(partial_path(out))
-    require_space(out.parent, surgery.num_output_bytes - present)
+    require_space(out.parent, num_bytes - present)
     with publishing(out, keep_partial=resume or is_remote) as partial:
-        return write_surgery(surgery, partial, progress, resume=resume, digests=digests)
+        return write(partial)

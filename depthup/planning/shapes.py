@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -90,6 +91,35 @@ class ModelShape:
         """The shape after surgery."""
         return replace(self, layers=tuple(plan.reindex(self.layers)))
 
+    def upcycled(self, num_experts: int, experts_per_token: int, granularity: int = 1, every: int = 1) -> ModelShape:
+        """The shape after sparse upcycling: in each ``every``-th layer the MLP stands ``num_experts`` times.
+
+        Args:
+            num_experts: Copies of the MLP.
+            experts_per_token: Copies that a token goes to.
+            granularity: Parts of a copy, each an expert with a row of the router.
+            every: Each so many-th layer.
+        """
+
+        def sparse(layer: LayerShape) -> LayerShape:
+            mlp, router = 3 * self.hidden * layer.inner, self.hidden * num_experts * granularity
+            more = router + (experts_per_token - 1) * mlp
+            return replace(
+                layer,
+                parameters=layer.parameters + router + (num_experts - 1) * mlp,
+                active=layer.active + more,
+                matrices=layer.matrices + more,
+                inner=experts_per_token * layer.inner,
+                routes=experts_per_token * granularity,
+            )
+
+        return replace(self, layers=tuple(
+            layer if (index + 1) % every else sparse(layer) for index, layer in enumerate(self.layers)
+        ))  # fmt: skip
+
+
+_ROUTED = re.compile(r"experts\.|block_sparse_moe\.(?:input|output)_linear\.")  # the latter are GraniteMoE's
+
 
 def shape_of(base: Checkpoint) -> ModelShape:
     """The shape of a checkpoint: of any family from its headers, or from ``config.json`` alone.
@@ -109,7 +139,7 @@ def shape_of(base: Checkpoint) -> ModelShape:
         if place is None or place[0] >= stack.num_layers:  # behind the layers stand blocks of multi-token prediction
             continue
         count, suffix = counts[place[0]], place[1]
-        is_routed = num_experts > 0 and "experts." in f"{suffix}." and "shared" not in suffix
+        is_routed = num_experts > 0 and _ROUTED.search(f"{suffix}.") is not None and "shared" not in suffix
         active = tensor.num_elements * num_routes // num_experts if is_routed else tensor.num_elements
         count[0] += tensor.num_elements
         count[1] += active

@@ -18,6 +18,7 @@ from .values import ComparedModel, ComparedTable, Curve, Generation, ModelRow, R
 _DESCRIPTIONS = {
     "import": "as published",
     "upscale": "up-scaled, not trained",
+    "upcycle": "upcycled, not trained",
     "pretrain": "after continued pretraining",
     "sft": "instruction-tuned",
     "dpo": "aligned (DPO)",
