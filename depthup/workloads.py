@@ -87,6 +87,19 @@ def _upscale(walk: Walk, name: str, stage: Any) -> list[Workload]:
     return [copying(name, stage.kind, base.grown(plan), base.num_bytes)]
 
 
+def _loop(walk: Walk, name: str, stage: Any) -> list[Workload]:
+    from .presets import make_plan
+
+    base = walk.shape(stage.base)
+    plan = make_plan(
+        len(base.layers), remove=stage.remove, target_layers=stage.target_layers, layers=stage.layers,
+        preset=stage.preset,
+    )  # fmt: skip
+    seams = len(plan.seams) if stage.adapter != "none" else 0
+    adapter = seams * stage.rank * base.hidden * (3 if stage.adapter == "bridge" else 2)
+    return [copying(name, stage.kind, base.looped(plan.sources, adapter), base.num_bytes)]
+
+
 def _training(walk: Walk, name: str, stage: Any) -> Workload:
     """What all kinds of training have in common."""
     shape = walk.shape(stage.model)
@@ -236,6 +249,7 @@ def _of_files(walk: Walk, name: str, stage: Any) -> list[Workload]:
 WORK: Mapping[str, Callable[[Walk, str, Any], list[Workload]]] = {
     "import": _import,
     "upscale": _upscale,
+    "loop": _loop,
     "pretrain": _on_text,
     "sft": _on_text,
     "dpo": _on_pairs,
