@@ -27,6 +27,7 @@ class LoopedConfig(PreTrainedConfig):
     Attributes:
         text_config: The family's config; in memory that of all visits, on disk that of the stored layers.
         visits: The stored layer of each visit, in order: ``[0, 1, 2, 1, 2, 3]``.
+        seams: The visits before which an adapter stands: ``[3]``.
         visited: Fields of ``text_config`` that are otherwise for the visits than for the stored layers: the depth,
             lists with a value a layer.
         adapter: What stands at each seam: a key of :data:`ADAPTERS`.
@@ -36,10 +37,10 @@ class LoopedConfig(PreTrainedConfig):
     model_type = "looped"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
 
-    def __init__(self, text_config: Any = None, visits: Any = (), visited: Any = None, adapter: str = "none",
-                 adapter_rank: int = 16, **options: Any) -> None:  # fmt: skip
+    def __init__(self, text_config: Any = None, visits: Any = (), seams: Any = (), visited: Any = None,
+                 adapter: str = "none", adapter_rank: int = 16, **options: Any) -> None:  # fmt: skip
         stored = dict(text_config or {"model_type": "llama"})
-        self.visits, self.visited = list(visits), dict(visited or {})
+        self.visits, self.seams, self.visited = list(visits), list(seams), dict(visited or {})
         self.stored = {key: stored.get(key) for key in self.visited}
         self.text_config = AutoConfig.for_model(**_said({**stored, **self.visited}))
         self.adapter, self.adapter_rank = adapter, adapter_rank
@@ -159,10 +160,10 @@ class LoopedForCausalLM(PreTrainedModel, GenerationMixin):
         # The layers are made. From here on their config speaks of the visits: masks and caches follow it.
         vars(stored).update({k: v for k, v in vars(config.text_config).items() if not k.endswith("_internal")})
         config.text_config, config._attn_implementation_internal = stored, stored._attn_implementation
-        form, width, visits = ADAPTERS[config.adapter], stack.get_input_embeddings().weight.shape[1], config.visits
-        seams = [visit for visit in range(1, len(visits)) if visits[visit] != visits[visit - 1] + 1]
-        self.seams = nn.ModuleDict({str(seam): form(width, config.adapter_rank) for seam in seams} if form else {})
-        self.visits = (nn.ModuleList(Visit(self, layers[layer], number) for number, layer in enumerate(visits)),)
+        form, width = ADAPTERS[config.adapter], stack.get_input_embeddings().weight.shape[1]
+        adapters = {str(seam): form(width, config.adapter_rank) for seam in config.seams} if form else {}
+        self.seams, visits = nn.ModuleDict(adapters), enumerate(config.visits)
+        self.visits = (nn.ModuleList(Visit(self, layers[layer], number) for number, layer in visits),)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

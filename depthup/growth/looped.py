@@ -25,7 +25,7 @@ from ..checkpoint.reader import Checkpoint, open_checkpoint
 from ..checkpoint.writer import Move, Progress, plan_shards
 from ..errors import CheckpointError, PlanError, nearest
 from ..files import publishing, refuse_existing, require_space, write_json, write_text
-from ..layers import LayerPlan
+from ..layers import COPY, LayerPlan
 from ..modeling_looped import ADAPTERS, LoopedConfig, LoopedForCausalLM
 from ..models import DTYPES, quiet_transformers
 from .freeze import FREEZE_MAP_NAME, FreezeMap
@@ -95,7 +95,13 @@ def plan_loop(
     options: dict[str, Any] = {"max_shard_bytes": max_shard_bytes, "link": link}
     stored = plan_surgery(base, LayerPlan(plan.num_base_layers, tuple(used)), **options)
     equal = plan_surgery(base, plan)
-    config = _config(stored.config, equal.config, [used.index(source) for source in plan.sources], adapter, rank)
+    looping = {
+        "visits": [used.index(source) for source in plan.sources],
+        "seams": [seam.target_layer for seam in plan.seams],
+        "adapter": adapter,
+        "adapter_rank": rank,
+    }
+    config = _config(stored.config, equal.config) | looping
     looped = _skeleton(config, plan)
     first = next(move.source for move in stored.moves if move.source.dtype in _TYPES and len(move.source.shape) == 2)
     adapters = [
@@ -117,7 +123,7 @@ def _require_plain(base: Checkpoint, plan: LayerPlan, adapter: str, rank: int) -
         raise PlanError(f"an adapter of rank {rank}", allowed="1 to 65536")
     if plan.inits:
         raise PlanError(
-            f"the plan starts layers as {', '.join(sorted({init.kind for init in plan.inits}))}, and a looped model"
+            f"the plan starts layers as {', '.join(sorted({init.kind for init in plan.inits} - {COPY.kind}))}, and a looped model"
             " visits each as it is",
             next_step="leave the inits out, or use `depthup upscale`",
         )
@@ -133,9 +139,8 @@ def _require_plain(base: Checkpoint, plan: LayerPlan, adapter: str, rank: int) -
         )
 
 
-def _config(
-    stored: Mapping[str, Any], equal: Mapping[str, Any], visits: list[int], adapter: str, rank: int
-) -> dict[str, Any]:
+def _config(stored: Mapping[str, Any], equal: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config says of the family, from the configs of the stored layers and of as many layers as visits."""
     module = _CODE.stem
     text = {key: value for key, value in stored.items() if key != "auto_map"}
     keys = sorted(key for key in {*text, *equal} - {"auto_map"} if text.get(key) != equal.get(key))
@@ -146,10 +151,7 @@ def _config(
         "auto_map": {"AutoConfig": f"{module}.LoopedConfig", "AutoModelForCausalLM": f"{module}.LoopedForCausalLM"},
         **{key: stored[key] for key in kept if key in stored},
         "text_config": text,
-        "visits": visits,
         "visited": {key: equal.get(key) for key in keys},
-        "adapter": adapter,
-        "adapter_rank": rank,
     }
 
 
