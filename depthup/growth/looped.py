@@ -109,9 +109,10 @@ def plan_loop(
         for number, module in looped.seams.items()
         for name, value in _started(module, seed + int(number)).items()
     ]
-    linkable = base.tensors.values() if link and not base.metadata else ()
+    metadata = stored.shards[0].metadata
+    linkable = base.tensors.values() if link and not metadata else ()
     shards = plan_shards([*stored.moves, *adapters], max_shard_bytes, linkable)
-    surgery = replace(stored, shards=shards, config=config)
+    surgery = replace(stored, shards=tuple(replace(shard, metadata=metadata) for shard in shards), config=config)
     num_adapter = sum(move.num_elements for move in adapters)
     return Looping(surgery, plan, adapter, num_adapter, equal.num_parameters)
 
@@ -122,9 +123,9 @@ def _require_plain(base: Checkpoint, plan: LayerPlan, adapter: str, rank: int) -
     if not 1 <= rank <= 65536:
         raise PlanError(f"an adapter of rank {rank}", allowed="1 to 65536")
     if plan.inits:
+        kinds = sorted({init.kind for init in plan.inits} - {COPY.kind})
         raise PlanError(
-            f"the plan starts layers as {', '.join(sorted({init.kind for init in plan.inits} - {COPY.kind}))}, and a looped model"
-            " visits each as it is",
+            f"the plan starts layers as {', '.join(kinds)}, and a looped model visits each as it is",
             next_step="leave the inits out, or use `depthup upscale`",
         )
     if not plan.duplicated:
