@@ -22,6 +22,7 @@ from .evaluate_verb import add_evaluate
 from .gc_verb import add_gc
 from .generate_verb import add_generate
 from .layers import LayerPlan
+from .loop_verb import add_loop, add_unroll
 from .membership_verb import add_membership
 from .merge_verb import add_merge
 from .plan_options import add_plan_options, chosen_plan, names_a_plan
@@ -34,7 +35,7 @@ from .upcycle_verb import add_upcycle
 from .why_verb import add_why
 
 _OTHERS = (
-    add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
+    add_loop, add_unroll, add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
     add_preview, add_rates, add_synthesize, add_decontaminate, add_audit, add_data, add_membership,
     add_why, add_gc, add_adopt, add_upcycle,
 )  # fmt: skip

@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +22,21 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from . import modeling_looped
 from .checkpoint.check import Finding
 from .checkpoint.names import find_stacks
 from .checkpoint.reader import Checkpoint, open_checkpoint, read_config
 from .errors import CheckpointError, DepthupError
 from .files import write_json
+from .modeling_looped import LoopedConfig, LoopedForCausalLM
 
 Model: TypeAlias = "transformers.PreTrainedModel"
 Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerBase"
 
 CacheLayer: Any = DynamicLayer  # what a cache is made of: a base for layers of one's own
+AutoConfig.register(LoopedConfig.model_type, LoopedConfig)
+AutoModelForCausalLM.register(LoopedConfig, LoopedForCausalLM)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -94,7 +100,8 @@ def findings_on_loading(folder: str | os.PathLike[str]) -> list[Finding]:
     dropped = report.unexpected and tuple(_beyond_prediction(report.unexpected, open_checkpoint(folder)))
     remedy = "transformers would make up or drop this tensor: make the checkpoint again"
     kinds = {"missing": report.missing, "unexpected": dropped, "mis-shaped": report.mismatched}
-    return [Finding(f"{kind} on loading: {name}", remedy) for kind, names in kinds.items() for name in names]
+    findings = [Finding(f"{kind} on loading: {name}", remedy) for kind, names in kinds.items() for name in names]
+    return findings + ([other] if (other := _other_code(Path(folder))) else [])
 
 
 def _beyond_prediction(names: Iterable[str], checkpoint: Checkpoint) -> Iterator[str]:
@@ -113,6 +120,8 @@ def load_model(folder: str | os.PathLike[str], device: str = "cpu", dtype: str =
         CheckpointError: A tensor is missing, unexpected or mis-shaped: a random layer is never trained on by mistake.
     """
     _refuse_custom_code(read_config(Path(folder)), Path(folder))
+    if other := _other_code(Path(folder)):
+        warnings.warn(other.problem, stacklevel=2)
     with quiet_transformers():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -344,6 +353,8 @@ def _load_report(info: dict[str, Any]) -> LoadReport:
 
 def _model_class(config: dict[str, Any], folder: Path) -> Any:
     names = config.get("architectures") or []
+    if config.get("model_type") == LoopedConfig.model_type:
+        return LoopedForCausalLM
     if names and hasattr(transformers, names[0]):
         return getattr(transformers, names[0])
     _refuse_custom_code(config, folder)
@@ -357,10 +368,25 @@ def _model_class(config: dict[str, Any], folder: Path) -> Any:
 
 def _refuse_custom_code(config: dict[str, Any], folder: Path) -> None:
     """Raise :class:`UnknownModel` for a model whose classes come with the checkpoint: their code is never run."""
-    if config.get("auto_map") and config.get("model_type") not in CONFIG_MAPPING_NAMES:
+    known = (*CONFIG_MAPPING_NAMES, LoopedConfig.model_type)
+    if config.get("auto_map") and config.get("model_type") not in known:
         raise UnknownModel(
             f"{folder} is a {config.get('model_type')}, a model whose code comes with the checkpoint and is not in"
             f" transformers {transformers.__version__}; that code is not run",
             next_step="surgery and `depthup check` work from names alone; load it with tools of your own, which may"
             " trust its code",
         )
+
+
+def _other_code(folder: Path) -> Finding | None:
+    """A finding if the class that comes with a looped model is another than depthup's, which depthup runs."""
+    own = Path(modeling_looped.__file__)
+    theirs = folder / own.name
+    if read_config(folder).get("model_type") != LoopedConfig.model_type or not theirs.is_file():
+        return None
+    if theirs.read_bytes() == own.read_bytes():
+        return None
+    return Finding(
+        f"{theirs} is not the {own.name} of this depthup, which runs its own; other tools run the folder's",
+        f"put {own} in its place if they should compute the same",
+    )

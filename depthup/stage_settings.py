@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -39,22 +39,18 @@ class ImportStage(StageSettings):
         return self
 
 
-class UpscaleStage(StageSettings):
-    """Surgery: base checkpoint + plan -> target checkpoint. Give one of the last four settings."""
+class _Planned(StageSettings):
+    """What works by a plan. Give one of the last four settings."""
 
     INPUTS: ClassVar[Mapping[str, Made]] = {"base": "checkpoint"}
-    kind: Literal["upscale"]
     base: str = Field(description="Stage or checkpoint folder.")
     remove: int | None = Field(None, ge=0, description="m: layers removed from each copy (SOLAR: 8 of 32).")
     target_layers: int | None = Field(None, gt=0, description="s = 2 (n - m).")
     layers: str | None = Field(None, description="The plan itself, as in `0-23,8-31`.")
     preset: str | None = Field(None, description="A published plan: see `depthup layers --help`.")
-    config: dict[str, Any] = Field(
-        {}, description="Keys of the target's `config.json` that are set to other values; null takes one out."
-    )
 
     @model_validator(mode="after")
-    def _one_plan(self) -> UpscaleStage:
+    def _one_plan(self) -> Self:
         given = [key for key in ("remove", "target_layers", "layers", "preset") if getattr(self, key) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of remove, target_layers, layers, preset (given: {given or 'none'})")
@@ -83,6 +79,24 @@ class UpcycleStage(StageSettings):
         if self.experts_per_token > self.experts:
             raise ValueError(f"experts_per_token = {self.experts_per_token} of experts = {self.experts}")
         return self
+
+
+class UpscaleStage(_Planned):
+    """Surgery: base checkpoint + plan -> target checkpoint. Give one of remove, target_layers, layers, preset."""
+
+    kind: Literal["upscale"]
+    config: dict[str, Any] = Field(
+        {}, description="Keys of the target's `config.json` that are set to other values; null takes one out."
+    )
+
+
+class LoopStage(_Planned):
+    """A looped model: the base's layers, stored once, run in the order of a plan, an adapter at each seam
+    (docs/growth.md). Of the groups under `rates`, `seam` is the adapters, `original` the layers."""
+
+    kind: Literal["loop"]
+    adapter: Literal["linear", "bridge", "none"] = Field("linear", description="What stands at each seam.")
+    rank: int = Field(16, gt=0, le=65536, description="Width inside each adapter.")
 
 
 class Rate(Settings):
@@ -392,7 +406,7 @@ class ReportStage(StageSettings):
 
 TrainingStage = PretrainStage | SftStage | DpoStage | SdpoStage
 Stage = (
-    ImportStage | UpscaleStage | UpcycleStage | PretrainStage | SftStage | DpoStage | SdpoStage | MergeStage
+    ImportStage | UpscaleStage | UpcycleStage | LoopStage | PretrainStage | SftStage | DpoStage | SdpoStage | MergeStage
     | SynthesizeStage | AlignmentStage | DecontaminateStage | EvaluateStage | CompareStage | ReportStage
 )  # fmt: skip
 STAGE_KINDS: dict[str, type[Stage]] = {

@@ -14,12 +14,14 @@ from .data_stage_settings import AlignmentStage, DecontaminateStage, SynthesizeS
 from .data_stages import made_identity, run_alignment, run_decontaminate, run_synthesize
 from .errors import CheckpointError
 from .files import require_space
+from .loop_stage import run_loop
 from .recipe import Recipe
 from .score_stage import benchmark_identity, score_benchmarks
 from .stage_data import Job, data_identity, held_out_rows
 from .stage_settings import (
     EvaluateStage,
     ImportStage,
+    LoopStage,
     MergeStage,
     ReportStage,
     Stage,
@@ -78,7 +80,7 @@ def identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, str], digests: D
     if isinstance(stage, ReportStage):
         settings["stages"] = list(recipe.stages)  # a page shows names, which are no part of any other fingerprint
     kind = KINDS[stage.kind]
-    is_random = isinstance(stage, TrainingStage | SynthesizeStage | AlignmentStage | UpcycleStage) or (
+    is_random = isinstance(stage, TrainingStage | SynthesizeStage | AlignmentStage | UpcycleStage | LoopStage) or (
         isinstance(stage, ImportStage) and stage.random is not None
     )
     seed = {"seed": recipe.seed} if is_random else {}
@@ -256,6 +258,7 @@ KINDS: dict[str, Kind] = {
     "import": Kind(run_import),
     "upscale": Kind(run_upscale),
     "upcycle": Kind(run_upcycle),
+    "loop": Kind(run_loop),
     "pretrain": Kind(run_pretrain, version=2, resumable=True, computes=True, distributed=True),
     "sft": Kind(run_sft, resumable=True, computes=True, distributed=True),
     "dpo": Kind(run_dpo, resumable=True, computes=True, distributed=True),

@@ -94,6 +94,19 @@ def _upcycle(walk: Walk, name: str, stage: Any) -> list[Workload]:
     return [copying(name, stage.kind, shape, base.num_bytes)]
 
 
+def _loop(walk: Walk, name: str, stage: Any) -> list[Workload]:
+    from .presets import make_plan
+
+    base = walk.shape(stage.base)
+    plan = make_plan(
+        len(base.layers), remove=stage.remove, target_layers=stage.target_layers, layers=stage.layers,
+        preset=stage.preset,
+    )  # fmt: skip
+    seams = len(plan.seams) if stage.adapter != "none" else 0
+    adapter = seams * stage.rank * base.hidden * (3 if stage.adapter == "bridge" else 2)
+    return [copying(name, stage.kind, base.looped(plan.sources, adapter), base.num_bytes)]
+
+
 def _training(walk: Walk, name: str, stage: Any) -> Workload:
     """What all kinds of training have in common."""
     shape = walk.shape(stage.model)
@@ -244,6 +257,7 @@ WORK: Mapping[str, Callable[[Walk, str, Any], list[Workload]]] = {
     "import": _import,
     "upscale": _upscale,
     "upcycle": _upcycle,
+    "loop": _loop,
     "pretrain": _on_text,
     "sft": _on_text,
     "dpo": _on_pairs,

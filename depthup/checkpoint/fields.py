@@ -259,4 +259,5 @@ NOT_CARRIED = {
     "dpt": "its head takes in what certain layers put out, and the proof of that failed",
     "sam3": "its detector's parts state their depths for one another",
     "sam3_video": "its detector's parts state their depths for one another",
+    "looped": "it visits its layers in an order of its own; `depthup unroll` makes an ordinary model of it",
 }

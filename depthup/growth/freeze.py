@@ -39,11 +39,13 @@ class FreezeMap:
         prefix: What stands before a layer's number on disk, ``model.layers``.
         plan: The plan that made the target.
         companions: Prefixes of other lists with a member for each layer (rare).
+        adapters: What the names of adapters at seams begin with (of a looped model); they are in the group ``seam``.
     """
 
     prefix: str
     plan: LayerPlan
     companions: tuple[str, ...] = ()
+    adapters: str | None = None
 
     @property
     def new(self) -> tuple[int, ...]:
@@ -90,8 +92,12 @@ class FreezeMap:
         groups: dict[str, list[str]] = {"new": [], "seam": [], "original": [], "outside": []}
         for name in names:
             layer = place(name)
-            groups["outside" if layer is None else kinds[layer]].append(name)
+            outside = "seam" if self._is_adapter(name) else "outside"
+            groups[outside if layer is None else kinds[layer]].append(name)
         return groups
+
+    def _is_adapter(self, name: str) -> bool:
+        return self.adapters is not None and f".{self.adapters}" in f".{name}"
 
     def sources(self, names: Iterable[str]) -> dict[str, str | None]:
         """Name of each tensor of a layer, on disk or in memory -> the base's name of its source; None if it is no copy.
@@ -145,14 +151,17 @@ class FreezeMap:
         ]  # fmt: skip
         fields = {
             "stack": self.prefix, "companions": self.companions, "plan": self.plan.to_json(), "note": _NOTE,
+            **({"adapters": self.adapters} if self.adapters else {}),
         }  # fmt: skip
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in fields.items()]
         lines.append('"layers": [\n  ' + ",\n  ".join(rows) + "\n ]")
+        alone = [name for name in names if place(name) is None]
+        adapters = {"names": sorted(filter(self._is_adapter, alone))} if self.adapters else {}
         groups = {
             "new": self._group(self.new),
             "original": self._group(self.original),
-            "seam": {"within": 1, **self._group(self.near_seam())},
-            "outside": {"names": sorted(name for name in names if place(name) is None)},
+            "seam": {"within": 1, **self._group(self.near_seam()), **adapters},
+            "outside": {"names": sorted(name for name in alone if not self._is_adapter(name))},
         }
         held = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in groups.items()]
         lines.append('"groups": {\n  ' + ",\n  ".join(held) + "\n }")
@@ -188,7 +197,11 @@ def read_freeze_map(folder: str | os.PathLike[str]) -> FreezeMap:
         match read_object(path):
             case {"stack": str(prefix), "plan": plan, **rest}:
                 companions: Any = rest.get("companions", [])
-                return FreezeMap(prefix, LayerPlan.from_json(plan), tuple(str(companion) for companion in companions))
+                adapters = rest.get("adapters")
+                return FreezeMap(
+                    prefix, LayerPlan.from_json(plan), tuple(str(companion) for companion in companions),
+                    str(adapters) if adapters else None,
+                )  # fmt: skip
     except (CheckpointError, PlanError) as error:
         raise CheckpointError(f"{path} cannot be used: {error.problem}", next_step="make the target again") from error
     except TypeError as error:

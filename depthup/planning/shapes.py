@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,6 +117,19 @@ class ModelShape:
             layer if (index + 1) % every else sparse(layer) for index, layer in enumerate(self.layers)
         ))  # fmt: skip
 
+    def looped(self, visits: Sequence[int], adapters: int = 0) -> ModelShape:
+        """The shape of a looped model: a layer that is visited again is computed again, and has no new parameters.
+
+        Args:
+            visits: The layer of each visit.
+            adapters: Parameters of the adapters at seams.
+        """
+        layers = (
+            replace(self.layers[layer], parameters=0, active=0) if layer in visits[:visit] else self.layers[layer]
+            for visit, layer in enumerate(visits)
+        )
+        return replace(self, layers=tuple(layers), outside=self.outside + adapters)
+
 
 _ROUTED = re.compile(r"experts\.|block_sparse_moe\.(?:input|output)_linear\.")  # the latter are GraniteMoE's
 
@@ -152,7 +165,8 @@ def shape_of(base: Checkpoint) -> ModelShape:
         for layer, count in zip(_layers(fields, [bool(count[3]) for count in counts]), counts, strict=True)
     )
     outside = base.num_parameters - sum(layer.parameters for layer in layers)
-    return _model(fields, layers, outside, base.num_bytes / max(base.num_parameters, 1))
+    shape = _model(fields, layers, outside, base.num_bytes / max(base.num_parameters, 1))
+    return shape.looped(base.config["visits"]) if base.config.get("model_type") == "looped" else shape
 
 
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape:
