@@ -172,9 +172,7 @@ def iterate_losses(
     tower: Tower, plans: Sequence[LayerPlan], rows: Tensor, progress: Callable[[int], object] | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """The place of each plan in ``plans`` and the mean loss of each row under it, [rows], in the order of the walk."""
-    entries = [_entries(tower, plan) for plan in plans]
-    vocabulary = max(int(tower.model.get_output_embeddings().weight.shape[0]), 1)
-    chunks = rows.to(tower.model.device).split(max(1, _LOGITS_PER_PASS // (rows.shape[1] * vocabulary)))
+    entries, chunks = [_entries(tower, plan) for plan in plans], chunked(tower, rows)
     kept: dict[int, list[Any]] = {}
     for place, start, keep in _walk(entries):
         kept = {depth: states for depth, states in kept.items() if depth <= start}
@@ -263,6 +261,68 @@ def _row_losses(model: Model, rows: Tensor) -> Tensor:
         functional.cross_entropy(row[:-1].float(), tokens[1:]) for row, tokens in zip(logits, rows, strict=True)
     ]  # fmt: skip
     return torch.stack(losses).double().cpu()
+
+
+# -- one pass ---------------------------------------------------------------------------------------------------------
+
+
+def chunked(tower: Tower, rows: Tensor) -> Sequence[Tensor]:
+    """Rows [rows, tokens] on the model's device, as many at a time as keep the logits small."""
+    vocabulary = int(tower.model.get_output_embeddings().weight.shape[0])
+    return rows.to(tower.model.device).split(max(1, _LOGITS_PER_PASS // (rows.shape[1] * vocabulary)))
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What stood between the layers while some rows went through.
+
+    Attributes:
+        states: What reaches each layer, and what leaves the last one: layers + 1 times [rows, tokens, hidden].
+        output: What the last layer returns: the stream, or a tuple with the stream first.
+    """
+
+    states: list[Tensor]
+    output: Any
+
+
+@torch.no_grad()
+def record(tower: Tower, rows: Tensor, plan: LayerPlan | None = None) -> Passage:
+    """Run rows [rows, tokens] through the model, or through its target by ``plan``, and keep what is between layers."""
+    plan = plan or tower.base_plan
+    states: list[Tensor] = []
+    outputs: list[Any] = [None]
+
+    def recording(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(*arguments: Any, **named: Any) -> Any:
+            states.append((arguments[0] if arguments else named["hidden_states"]).clone())
+            output = forward(*arguments, **named)
+            outputs[0] = _copied(output)
+            return output
+
+        return recorded
+
+    layers = [_replaced(layer, recording(layer.forward)) for layer in _twins(tower, plan)]
+    with _swapped(tower, plan, layers):
+        tower.model(input_ids=rows, use_cache=False)
+    last = outputs[0]
+    return Passage([*states, last[0] if isinstance(last, tuple) else last], last)
+
+
+@torch.no_grad()
+def logits_of(tower: Tower, rows: Tensor, state: Tensor, passage: Passage) -> Tensor:
+    """Logits [rows, tokens, vocabulary] as if ``state`` [rows, tokens, hidden] left the last layer.
+
+    Args:
+        tower: The model.
+        rows: Token ids [rows, tokens].
+        state: The stream.
+        passage: Of the same rows: what a layer's output looks like.
+    """
+    output = (state, *passage.output[1:]) if isinstance(passage.output, tuple) else state
+    layers = [_replaced(layer, lambda *_, **__: _copied(output)) for layer in tower.layers]
+    with _swapped(tower, tower.base_plan, layers):
+        logits: Tensor = tower.model(input_ids=rows, use_cache=False).logits
+    return logits
 
 
 def _require_rows(rows: Tensor) -> None:
