@@ -69,7 +69,7 @@ def probe_model(
         PlanError, CheckpointError: See :func:`~depthup.probe.virtual.virtual_stack`.
     """
     wanted = wanted or Wanted()
-    began = time.perf_counter(), time.process_time()
+    clock = _Clock()
     tower = find_tower(model, wanted.stack)
     n, map_rows = tower.stack.num_layers, rows[: wanted.map_rows]
     if min(rows.shape[0], map_rows.shape[0], rows.shape[1]) < 2:
@@ -90,6 +90,7 @@ def probe_model(
             "similarity": similarity.as_json(stream),
             "lens": _lens(tower, rows),
         }
+    clock.stop("similarity")
     tried = [one for plan in wanted.tried.values() for one in [plan, *joined_one_by_one(plan)]]
     losses = _losses(book, tower, [*sweep, *tried], rows, progress, "plans")
     base = losses[tower.base_plan]
@@ -103,8 +104,10 @@ def probe_model(
         {"name": name, **_plan_json(losses[plan]), "seams": _tried_seams(tower, plan, rows, stream, losses)}
         for name, plan in _runnable(tower, wanted.tried).items()
     ]
+    clock.stop("plans")
     if trained is not None:
         found["trained"] = _trained(tower, *trained, rows, map_rows, stream, base, progress)
+        clock.stop("trained")
     cells = _losses(book, tower, [*singles, *(one for plans in maps.values() for one in plans.values())], map_rows,
                     progress, "maps")  # fmt: skip
     found["without_layer"] = [_difference(cells.get(plan)) for plan in singles]
@@ -113,9 +116,23 @@ def probe_model(
         for kind, plans in maps.items()
     }
     found["map_rows"] = map_rows.shape[0]
-    seconds = time.perf_counter() - began[0], time.process_time() - began[1]
-    found["seconds"] = {"wall": round(seconds[0], 1), "processor": round(seconds[1], 1)}
+    clock.stop("maps")
+    found["seconds"] = clock.spent
     return found
+
+
+class _Clock:
+    """Seconds that each part takes, of wall clock and of processor."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, dict[str, float]] = {}
+        self.now = time.perf_counter(), time.process_time()
+
+    def stop(self, part: str) -> None:
+        """End a part; the next one begins."""
+        now = time.perf_counter(), time.process_time()
+        wall, processor = (round(after - before, 1) for after, before in zip(now, self.now, strict=True))
+        self.spent[part], self.now = {"wall": wall, "processor": processor}, now
 
 
 def _bar(progress: bool, label: str, total: int) -> Any:
