@@ -21,6 +21,8 @@ ROOT = Path(depthup.__file__).parent
 ANY = "*"
 VERBS = frozenset(path.stem for path in ROOT.glob("*_verb.py"))  # each verb that has a module of its own
 
+STAGES = frozenset(path.stem for path in ROOT.glob("*_stage.py"))  # each stage kind that has one
+
 # Every room may import these; what they may import themselves stands in the table.
 COMMON = frozenset({"errors", "files", "layers", "models"})
 # room (a package or a module of depthup) -> the others that it may import besides COMMON; a dotted name allows that
@@ -43,7 +45,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "generation": frozenset(),
     "growth": frozenset({"checkpoint", "modeling_looped"}),
     "merging": frozenset({"checkpoint"}),
-    "probe": frozenset({"checkpoint"}),
+    "probe": frozenset({"checkpoint", "growth.norms", "growth.residual", "growth.history"}),
     "conversion": frozenset({"checkpoint"}),
     "costs": frozenset({"checkpoint"}),
     "planning": frozenset({"checkpoint", "costs"}),
@@ -70,10 +72,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "alignment": frozenset({"synthesis", "data"}),
     "stage_data": frozenset({ANY}),
     "data_stages": frozenset({ANY}),
-    "compare_stage": frozenset({ANY}),
-    "upcycle_stage": frozenset({ANY}),
-    "loop_stage": frozenset({ANY}),
-    "score_stage": frozenset({ANY}),
+    **{stage: frozenset({ANY}) for stage in STAGES},
     "training_run": frozenset({ANY}),
     "training_stages": frozenset({ANY}),
     "training_verbs": frozenset({ANY}),
@@ -116,8 +115,8 @@ GROUND = {
 }  # fmt: skip
 # Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.
 _RECIPES = {
-    "recipe", "stage_data", "score_stage", "compare_stage", "upcycle_stage", "loop_stage", "data_stages", "training_run",
-    "training_stages", "stages", "pipeline", "workloads", "reference",
+    "recipe", "stage_data", *STAGES, "data_stages", "training_run", "training_stages", "stages", "pipeline", "workloads",
+    "reference",
 }  # fmt: skip
 ABOVE = {
     "settings": {"data_settings", "data_stage_settings", "stage_settings", *_RECIPES},
@@ -125,13 +124,9 @@ ABOVE = {
     "data_stage_settings": {"stage_settings", *_RECIPES},
     "alignment": {"data_stages", *VERBS},
     "data_stages": {"stages", *VERBS},
-    "compare_stage": {"stages"},
-    "upcycle_stage": {"stages"},
-    "loop_stage": {"stages"},
+    **{stage: {"stages", *VERBS} for stage in STAGES},
     "stage_settings": {
-        "compare_stage",
-        "upcycle_stage",
-        "loop_stage",
+        *STAGES,
         "data_stages",
         "recipe",
         "stage_data",
@@ -159,18 +154,14 @@ ABOVE = {
         *VERBS,
     },
     "stage_data": {
-        "score_stage",
-        "loop_stage",
-        "compare_stage",
-        "upcycle_stage",
+        *STAGES,
         "data_stages",
         "training_run",
         "training_stages",
         "stages",
         "pipeline",
     },
-    "score_stage": {"stages"},
-    "training_run": {"training_stages", "upcycle_stage", "loop_stage", "stages", "adoption"},
+    "training_run": {"training_stages", *STAGES, "stages", "adoption"},
     "training_stages": {"stages", "training_verbs"},
     "training_verbs": {"cli"},
     "stages": {"pipeline", "workloads", "jobs"},
