@@ -19,6 +19,7 @@ from .data_verb import add_data
 from .decontaminate_verb import add_decontaminate
 from .errors import DepthupError
 from .evaluate_verb import add_evaluate
+from .fit_verb import add_fit
 from .gc_verb import add_gc
 from .generate_verb import add_generate
 from .layers import LayerPlan
@@ -35,7 +36,7 @@ from .why_verb import add_why
 _OTHERS = (
     add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
     add_preview, add_rates, add_synthesize, add_decontaminate, add_audit, add_data, add_membership,
-    add_why, add_gc, add_adopt,
+    add_why, add_gc, add_adopt, add_fit,
 )  # fmt: skip
 
 

@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "evaluation": frozenset({"data", "training.objectives", "generation.backend", "generation.greedy"}),
     "synthesis": frozenset({"generation"}),
     "contamination": frozenset(),
+    "fitting": frozenset({"artifacts", "checkpoint", "planning"}),
     "report": frozenset(
         {
             "evaluation.scores",
@@ -59,6 +60,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "evaluation.results",
             "artifacts",
             "costs",
+            "fitting",
         }
     ),
     "settings": frozenset(),
