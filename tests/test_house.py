@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "generation": frozenset(),
     "growth": frozenset({"checkpoint"}),
     "merging": frozenset({"checkpoint"}),
-    "probe": frozenset({"checkpoint"}),
+    "probe": frozenset({"checkpoint", "growth.norms", "growth.residual", "growth.history"}),
     "conversion": frozenset({"checkpoint"}),
     "costs": frozenset({"checkpoint"}),
     "planning": frozenset({"checkpoint", "costs"}),

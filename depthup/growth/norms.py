@@ -115,7 +115,7 @@ def run_plan(
     Raises:
         CheckpointError: The layers are not found in memory, or one is scaled and its residual outputs are not known.
     """
-    holder, name = _find_layers(model, stack)
+    holder, name = find_layers(model, stack, next_step="give the factors yourself, as in norm-matched(1.4)")
     layers: nn.ModuleList = getattr(holder, name)
     calls = count()
     undo: list[Callable[[], object]] = []
@@ -145,8 +145,12 @@ def run_plan(
     return logits
 
 
-def _find_layers(model: nn.Module, stack: Stack) -> tuple[nn.Module, str]:
-    """The module that holds the stack's layers, and the attribute that they are."""
+def find_layers(model: nn.Module, stack: Stack, *, next_step: str) -> tuple[nn.Module, str]:
+    """The module that holds the stack's layers, and the attribute that they are.
+
+    Raises:
+        CheckpointError: There is no such list of modules, or several.
+    """
     found = [
         name for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == stack.num_layers
@@ -155,10 +159,7 @@ def _find_layers(model: nn.Module, stack: Stack) -> tuple[nn.Module, str]:
     if len(found) > 1:
         found = [name for name in found if name.endswith(stack.prefix) or stack.prefix.endswith(name)]
     if len(found) != 1:
-        raise CheckpointError(
-            f"the layers {stack.prefix} are not found in the loaded model",
-            next_step="give the factors yourself, as in norm-matched(1.4)",
-        )
+        raise CheckpointError(f"the layers {stack.prefix} are not found in the loaded model", next_step=next_step)
     holder, _, name = found[0].rpartition(".")
     return model.get_submodule(holder), name
 
