@@ -8,7 +8,7 @@ start, A what more training can still gain, E where it ends, and x0 how long hal
 
 The fit minimises Huber's loss (delta 0.001, as Hoffmann et al.) of relative errors, which are those of the log of the
 loss to first order. For a given (x0, alpha) the best E and A are a small linear problem, so only two numbers are
-searched: on a whole grid of starts, then by steps that halve. NumPy alone; many curves at once, for the bootstrap.
+searched: on a whole grid of starts, then downhill. NumPy alone; many curves at once, for the bootstrap.
 
 The difference of two runs over the same tokens is fitted by the same form with signs left free.
 """
@@ -31,10 +31,9 @@ MIN_POINTS = NUM_PARAMETERS + 1  # of different x: with fewer nothing is left ov
 HUBER_DELTA = 1e-3
 _ALPHAS = (0.05, 2.0)  # published exponents of tokens lie between 0.1 and 0.5; above 2 it falls like an exponential
 _REACH = 100.0  # x0 is looked for from the smallest x above 0 divided by this to the largest times this
-_GRID = 11
-_ROUNDS = 90
-_FINE, _COARSE = 1e-6, 1e-2  # last steps as shares of the grid's: of a fit, and of the many of a bootstrap
-_REWEIGHTINGS = 3
+_GRID = 7
+_ROUNDS = 60
+_REWEIGHTINGS = 4
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,8 @@ def fit(x: Array, values: Array, scale: Array, *, signed: bool = False) -> Curve
     high = np.log([positive.max() * _REACH, _ALPHAS[1]])
     problem = _Problem(x, values, 1 / scale**2, signed)
     place = _best_start(problem, low, high)
-    _descend(problem, place, low, high, _FINE if len(values) == 1 else _COARSE)
-    objective, end, gain = problem.profile(place, num_reweightings=25)
+    _descend(problem, place, low, high)
+    objective, end, gain, _ = problem.profile(place, num_reweightings=25)
     offset, alpha = np.exp(place).T
     return Curves(end, gain, offset, alpha, objective)
 
@@ -97,8 +96,8 @@ class _Problem:
     plain: Array
     signed: bool
 
-    def profile(self, place: Array, num_reweightings: int = _REWEIGHTINGS) -> tuple[Array, Array, Array]:
-        """For given (log offset, log alpha) of each curve, or of all: mean Huber loss, and the best end and gain.
+    def profile(self, place: Array, num_reweightings: int = _REWEIGHTINGS) -> tuple[Array, Array, Array, Array]:
+        """For given (log offset, log alpha) of each curve, or of all: mean Huber loss, the best end and gain, weights.
 
         Weighted least squares, the weights made again from the errors (Holland and Welsch 1977).
         """
@@ -110,7 +109,7 @@ class _Problem:
             weights = self.plain * np.minimum(1.0, HUBER_DELTA / np.maximum(errors, 1e-12))
         small = errors <= HUBER_DELTA
         objective = np.where(small, errors**2 / 2, HUBER_DELTA * (errors - HUBER_DELTA / 2)).mean(1)
-        return objective, end, gain
+        return objective, end, gain, weights
 
     def _linear(self, falling: Array, weights: Array) -> tuple[Array, Array]:
         """Weighted least squares of ``end + gain * falling``, both at least 0 where they are not signed."""
@@ -132,27 +131,54 @@ def _best_start(problem: _Problem, low: Array, high: Array) -> Array:
     """The point (log offset, log alpha) of the grid that fits each curve best, [num_curves, 2]."""
     lowest, place = np.full(len(problem.values), np.inf), np.tile(low, (len(problem.values), 1))
     for start in product(*(np.linspace(*ends, _GRID) for ends in zip(low, high, strict=True))):
-        objective, _, _ = problem.profile(np.asarray([start]))
+        objective, *_ = problem.profile(np.asarray([start]), num_reweightings=2)
         better = objective < lowest
         lowest, place[better] = np.where(better, objective, lowest), start
     return place
 
 
-def _descend(problem: _Problem, place: Array, low: Array, high: Array, finest: float) -> None:
-    """Move each curve's place downhill by steps that halve where no neighbour is better; ``place`` is changed."""
-    step = (high - low) / (_GRID - 1)
-    moves = np.asarray([(0, 0), *((i, j) for i, j in product((-1, 0, 1), repeat=2) if i or j)], float)
-    share, active = np.ones(len(place)), np.arange(len(place))
+def _descend(problem: _Problem, place: Array, low: Array, high: Array) -> None:
+    """Move each curve's place to the nearest minimum; ``place`` is changed.
+
+    Levenberg and Marquardt's steps on what is left when end and gain are the best for each place (variable projection,
+    Golub and Pereyra 1973, with Kaufman's Jacobian); a step that does not go down is damped and tried again.
+    """
+    damping, active = np.full(len(place), 1e-2), np.arange(len(place))
     for _ in range(_ROUNDS):
         part = replace(problem, values=problem.values[active])
-        tried = place[active] + moves[:, None] * step * share[active, None]  # [moves, active curves, 2]
-        np.clip(tried, low, high, out=tried)
-        best = np.stack([part.profile(one)[0] for one in tried]).argmin(0)
-        place[active] = tried[best, np.arange(len(active))]
-        share[active] = np.where(best == 0, share[active] / 2, share[active])
-        active = np.flatnonzero(share > finest)
+        here = place[active]
+        objective, end, gain, weights = part.profile(here)
+        step = _step(part, here, end, gain, weights, damping[active])
+        there = np.clip(here + step, low, high)
+        better = part.profile(there)[0] < objective
+        place[active[better]] = there[better]
+        damping[active] *= np.where(better, 0.2, 6.0)
+        moved = np.abs(there - here).max(1)
+        active = active[(moved > 1e-9) & (damping[active] < 1e9)]
         if not len(active):
             return
+
+
+def _step(problem: _Problem, place: Array, end: Array, gain: Array, weights: Array, damping: Array) -> Array:
+    """The step of each curve in (log offset, log alpha), [num_curves, 2]."""
+    offset, alpha = np.exp(place).T[..., None]
+    ratio, falling = problem.x / offset, _falling(problem.x, offset[:, 0], alpha[:, 0])
+    slopes = gain[:, None] * falling * alpha * np.stack([ratio / (1 + ratio), -np.log1p(ratio)])  # [2, curves, points]
+    total = weights.sum(1)
+
+    def centre(values: Array) -> Array:
+        return values - ((weights * values).sum(-1) / total)[..., None]
+
+    line = centre(falling)
+    length = np.maximum((weights * line**2).sum(-1), 1e-300)
+    left = centre(slopes)
+    left = left - ((weights * left * line).sum(-1) / length)[..., None] * line
+    missing = problem.values - end[:, None] - gain[:, None] * falling
+    pull = (weights * left * missing).sum(-1)  # [2, curves]
+    square, cross = (weights * left**2).sum(-1) * (1 + damping) + 1e-300, (weights * left[0] * left[1]).sum(-1)
+    determinant = np.maximum(square[0] * square[1] - cross**2, 1e-300)
+    found = np.stack([square[1] * pull[0] - cross * pull[1], square[0] * pull[1] - cross * pull[0]]) / determinant
+    return np.clip(found.T, -1.0, 1.0)
 
 
 def _falling(x: Array, offset: Array, alpha: Array) -> Array:

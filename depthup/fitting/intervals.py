@@ -201,7 +201,7 @@ def break_even(pair: Pair, axis: Axis = "tokens", *, reach: float = 10.0) -> Bre
     return BreakEven(
         runs[0].name, runs[1].name, axis, pair.gap is not None, _interval(at[0], at[1:], confidence),
         float(np.isfinite(at[1:]).mean()), _interval(differences[0, place], differences[1:, place], confidence),
-        measured, reach * measured,
+        float(measured), float(reach * measured),
     )  # fmt: skip
 
 

@@ -141,7 +141,8 @@ def _number(row: Mapping[Any, Any], key: str, place: str, optional: bool = False
         number = math.nan
     if not math.isfinite(number) or number < 0 or (key == "loss" and number == 0):
         raise DataError(
-            f"{place}: {key} = {shown(value)}", allowed="a number above 0" if key == "loss" else "a number of at least 0"
+            f"{place}: {key} = {shown(value)}",
+            allowed="a number above 0" if key == "loss" else "at least 0",
         )
     return number
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from .intervals import BreakEven, FittedRun, Interval, Pair
 
@@ -68,7 +68,7 @@ def difference_words(found: BreakEven, pair: Pair, confidence: float) -> str:
     unit = "tokens" if found.axis == "tokens" else "FLOPs"
     gap = found.difference
     fitted = f"{signed(gap.estimate)} ({confidence:.0%} interval {signed(gap.low)} to {signed(gap.high)})"
-    ahead = "cannot be told apart" if found.leader is None else f"{found.leader} is ahead"
+    ahead = "the two cannot be told apart" if found.leader is None else f"{found.leader} is ahead"
     said = f"At {compact(found.measured)} {unit} {ahead}: {found.challenger} minus {found.reference} is {fitted}"
     if found.axis == "tokens" and pair.last_gap is not None:
         said += f"; measured there: {signed(pair.last_gap[1])}"
@@ -76,27 +76,31 @@ def difference_words(found: BreakEven, pair: Pair, confidence: float) -> str:
 
 
 def warnings(runs: Sequence[FittedRun]) -> Iterator[str]:
-    """What a reader must know of these fits."""
-    for one in runs:
-        name, run = one.run.name, one.run
-        if one.error > MISFIT:
-            yield (
-                f"{name}: errors of {one.error:.2%} around the fit, so the form does not describe it well (a grown model"
-                " repairs its seam first, a model from scratch falls fast first): its own curve is not to be"
-                " extrapolated, and --from-tokens leaves out the first part"
-            )
-        if len(set(run.tokens)) < 8:
-            yield f"{name}: {len(set(run.tokens))} points for a form of four numbers, so its intervals are wide"
-        if run.num_seeds < 3:
-            yield (
-                f"{name}: {run.num_seeds} seed{'s' * (run.num_seeds > 1)}, so intervals hold the noise around one"
-                " curve, and not what another seed would change"
-            )
-        if not run.is_held_out:
-            yield f"{name}: losses are of the training text, in means of steps; held-out losses are worth more"
+    """What a reader must know of these fits, each with the runs that it is true of."""
+    checks: tuple[tuple[Callable[[FittedRun], bool], str], ...] = (
+        (
+            lambda one: one.error > MISFIT,
+            f"errors above {MISFIT:.1%} around the fit, so the form does not describe it well (a grown model repairs"
+            " its seam first, a model from scratch falls fast first): do not extrapolate its own curve; --from-tokens"
+            " leaves out the first part",
+        ),
+        (lambda one: len(set(one.run.tokens)) < 8, "fewer than 8 points for a form of four numbers: wide intervals"),
+        (
+            lambda one: one.run.num_seeds < 3,
+            "fewer than 3 seeds: intervals hold the noise around one curve, not what another seed would change",
+        ),
+        (
+            lambda one: not one.run.is_held_out,
+            "losses of the training text, in means of steps: held-out losses are worth more",
+        ),
+    )
+    for holds, said in checks:
+        names = [one.run.name for one in runs if holds(one)]
+        if names:
+            yield f"{', '.join(names)}: {said}"
     if len({one.run.is_held_out for one in runs}) > 1:
-        yield "some losses are held-out and some are not: these runs are not to be compared"
+        yield "some losses are held-out and some are not: do not compare these runs"
     yield (
-        "points inside a run whose rate decays are not where a shorter run would end: break-even between two runs of"
-        " the same schedule is sound, the budget of one alone is not read off its curve"
+        "points inside a run whose rate decays are not where a shorter run would end: compare runs of the same"
+        " schedule, and do not read the budget of one off its curve"
     )

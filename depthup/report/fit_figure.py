@@ -87,9 +87,11 @@ def _describe(runs: Sequence[FittedRun], factors: Sequence[float], end: float, n
 
 
 def _frame(axes: _Axes, name: str) -> Iterator[str]:
-    for loss in svg.nice_ticks(axes.low, axes.high, 7):
+    ticks = svg.nice_ticks(axes.low, axes.high, 7)
+    decimals = max(1, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)) if len(ticks) > 1 else 3
+    for loss in ticks:
         yield svg.element("path", d=f"M{axes.left:.1f} {axes.y(loss):.1f}H{axes.right:.1f}", class_="rule")
-        yield svg.text(axes.left - 7, axes.y(loss) + 4, f"{loss:g}", 11, text_anchor="end")
+        yield svg.text(axes.left - 7, axes.y(loss) + 4, f"{loss:.{decimals}f}", 11, text_anchor="end")
     powers = range(math.ceil(math.log10(axes.first)), math.floor(math.log10(axes.last)) + 1)
     for value in (0.0, *(10.0**power for power in powers)):
         yield svg.element("path", d=f"M{axes.x(value):.1f} {axes.bottom:.1f}v5", class_="rule")
