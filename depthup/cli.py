@@ -14,6 +14,7 @@ from typing import Any
 from . import __version__
 from .adopt_verb import add_adopt
 from .audit_verb import add_audit
+from .choose_verb import add_choose
 from .compare_verb import add_compare
 from .data_verb import add_data
 from .decontaminate_verb import add_decontaminate
@@ -37,6 +38,7 @@ _OTHERS = (
     add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
     add_preview, add_rates, add_synthesize, add_decontaminate, add_audit, add_data, add_membership,
     add_why, add_gc, add_adopt, add_fit,
+    add_choose,
 )  # fmt: skip
 
 

@@ -51,6 +51,19 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "synthesis": frozenset({"generation"}),
     "contamination": frozenset(),
     "fitting": frozenset({"artifacts", "checkpoint", "planning"}),
+    "choosing": frozenset(
+        {
+            "artifacts",
+            "checkpoint",
+            "costs",
+            "data",
+            "evaluation.distributions",
+            "fitting",
+            "growth",
+            "probe",
+            "training",
+        }  # fmt: skip
+    ),
     "report": frozenset(
         {
             "evaluation.scores",
@@ -181,7 +194,8 @@ DOORS: dict[str, set[str]] = {
     "lm_eval": {"evaluation.harness", "evaluation.harness_tasks", "evaluation.harness_templates",
                 "evaluation.harness_lm"},
     "torch": {"models", "training", "data", "generation", "evaluation", "probe", "merging", "growth.learned",
-              "growth.norms", "growth.upcycle", "growth.looped", "conversion", "contamination.membership", "stages",
+              "growth.norms", "growth.upcycle", "growth.looped", "conversion", "contamination.membership", "choosing.probes",
+              "stages",
               "training_run", "training_stages", "pipeline"},
     "httpx": {"generation.server", "checkpoint.remote"},
     "huggingface_hub": {"checkpoint.remote", "checkpoint.listing"},
