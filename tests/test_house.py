@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "growth",
             "probe",
             "training",
-        }  # fmt: skip
+        }
     ),
     "report": frozenset(
         {
@@ -194,9 +194,8 @@ DOORS: dict[str, set[str]] = {
     "lm_eval": {"evaluation.harness", "evaluation.harness_tasks", "evaluation.harness_templates",
                 "evaluation.harness_lm"},
     "torch": {"models", "training", "data", "generation", "evaluation", "probe", "merging", "growth.learned",
-              "growth.norms", "growth.upcycle", "growth.looped", "conversion", "contamination.membership", "choosing.probes",
-              "stages",
-              "training_run", "training_stages", "pipeline"},
+              "growth.norms", "growth.upcycle", "growth.looped", "conversion", "contamination.membership",
+              "choosing.probes", "stages", "training_run", "training_stages", "pipeline"},
     "httpx": {"generation.server", "checkpoint.remote"},
     "huggingface_hub": {"checkpoint.remote", "checkpoint.listing"},
     "urllib": {"checkpoint.web", "checkpoint.answers", "checkpoint.listing"},

@@ -168,8 +168,7 @@ def choose(
         data = _claim(request, out)
         zero, rungs, left_out = _measure(request, out, base, tried, rate, data[0], deadline, device, progress, tell)
         verdict = decide(
-            tried, zero, rungs[-1] if rungs else (), budget_tokens=request.budget_tokens,
-            tokens_per_step=request.tokens_per_step, num_parameters=base.num_parameters,
+            tried, zero, rungs, budget_tokens=request.budget_tokens, tokens_per_step=request.tokens_per_step
         )  # fmt: skip
         if verdict.best is not None and verdict.best.trains_new_only:
             rate = replace(rate, peak=2e-4, fact=NEW_ONLY_RATE)

@@ -74,36 +74,39 @@ def difference(one: Measurement, other: Measurement, *, comparisons: int = 1, co
 
 
 def decide(
-    tried: Sequence[Candidate], zero: Sequence[Measurement], trained: Sequence[Measurement], *, budget_tokens: float,
-    tokens_per_step: int, num_parameters: float,
+    tried: Sequence[Candidate], zero: Sequence[Measurement], rungs: Sequence[Sequence[Measurement]], *,
+    budget_tokens: float, tokens_per_step: int,
 ) -> Verdict:  # fmt: skip
     """The recommendation.
 
     Args:
         tried: All candidates that were measured.
         zero: The base, named :data:`CONTROL`, and each candidate before any training.
-        trained: The same after the last step that all finalists and the control reached; empty where nothing was
-            trained.
+        rungs: The same after each number of steps that all runs of a rung reached, with fewer candidates in each;
+            empty where nothing was trained.
         budget_tokens: Of the user.
         tokens_per_step: Of the short runs.
-        num_parameters: Of the base.
     """
     by_name = {one.name: one for one in tried}
+    trained = rungs[-1] if rungs else ()
     unknown = _unknown(trained, budget_tokens, tokens_per_step)
     if budget_tokens == 0 or len(trained) < 2:
         return _untrained(by_name, zero, budget_tokens, unknown)
     control = next(one for one in trained if one.name == CONTROL)
     best = min((one for one in trained if one is not control), key=lambda one: one.loss)
-    gap = difference(best, control, comparisons=len(trained) - 1)
+    comparisons = len(rungs[0]) - 1  # the best was looked for among as many
+    gap = difference(best, control, comparisons=comparisons)
+    before = _earlier_gap(rungs, best.name)
+    fades = control.step * tokens_per_step < budget_tokens and before is not None and gap.mean > before
     seen = f"{compact(control.step * tokens_per_step)} tokens"
     measured = (
         f"After {control.step} steps ({seen}) of the same text, the base continued has a held-out loss of"
-        f" {control.loss:.3f}, and the best of {len(trained) - 1} ways to grow, {best.name}, {best.loss:.3f}: a"
+        f" {control.loss:.3f}, and the best of {comparisons} ways to grow, {best.name}, {best.loss:.3f}: a"
         f" difference of {gap}"
     )
-    if gap.high < 0:
+    if gap.high < 0 and not fades:
         decision: Decision = "grow"
-        said = f"{measured}, so growing by {best.name} is ahead. Grow."
+        said = f"{measured}, so growing by {best.name} is ahead, and its lead does not shrink. Grow."
     elif budget_tokens >= PUBLISHED_TOKENS:
         decision = "grow"
         said = (
@@ -114,8 +117,18 @@ def decide(
     else:
         decision = "continue-base"
         behind = "the base continued is ahead" if gap.low > 0 else "the two cannot be told apart"
+        if gap.high < 0:
+            behind = f"growth is ahead, and its lead shrinks (from {before:+.3f} in the rung before)"
         said = f"{measured}; {behind}. Continue the base: it costs less to train and to run. {_why(budget_tokens)}"
     return Verdict(decision, by_name[best.name], said + _must(decision, best.name), unknown)
+
+
+def _earlier_gap(rungs: Sequence[Sequence[Measurement]], name: str) -> float | None:
+    """A candidate's loss minus the control's in the rung before the last; None where there is none."""
+    if len(rungs) < 2:
+        return None
+    losses = {one.name: one.loss for one in rungs[-2]}
+    return losses[name] - losses[CONTROL]
 
 
 def _why(budget_tokens: float) -> str:
@@ -125,8 +138,8 @@ def _why(budget_tokens: float) -> str:
             " not passed its control."
         )
     return (
-        f"No control at {compact(budget_tokens)} tokens is known to us; whether growth passes it there is not known, and"
-        " `depthup fit` tells from runs of yours."
+        f"No control at {compact(budget_tokens)} tokens is known to us; whether growth passes it there is not known,"
+        " and `depthup fit` tells from runs of yours."
     )
 
 
