@@ -18,7 +18,7 @@ from ..artifacts.fingerprint import Digests, first_difference
 from ..checkpoint.plain_json import read_object
 from ..checkpoint.reader import open_checkpoint
 from ..costs import base_costs
-from ..errors import OutputError
+from ..errors import OutputError, TrainingError
 from ..files import locked_file, write_json, write_text
 from .candidates import Candidate, candidates, wanted_depth
 from .facts import NEW_ONLY_RATE, PUBLISHED, Fact, Rate, measured_facts, rate_for
@@ -219,7 +219,8 @@ def _measure(
 
     tokenizer = load_tokenizer(base.folder)
     text = read_text(source, tokenizer, out / "tokens", row_tokens=request.row_tokens,
-                     num_held_out_rows=request.eval_rows, seed=request.seed)  # fmt: skip
+                     num_held_out_rows=request.eval_rows, seed=request.seed,
+                     train_tokens=request.rungs[-1] * request.tokens_per_step if request.rungs else 0)  # fmt: skip
     warmup = max(request.rungs[0] // 2, 1) if request.rungs else 0
     settings = Settings(request.learning_rate or rate.peak, request.rows_per_step, warmup, request.seed)
     bench = Bench(base, text, out, resolve_device(device), settings, deadline, progress)
@@ -227,6 +228,11 @@ def _measure(
     tell(f"{len(tried)} candidates on {len(text.held_out)} held-out rows of {request.row_tokens} tokens")
     with tqdm(total=plans, desc="before training", unit="plan", disable=not progress, dynamic_ncols=True) as bar:
         zero, late = zero_step(bench, tried, bar.update)
+    if len(zero) < 2:
+        raise TrainingError(
+            "the time was over before a plan was measured",
+            next_step="run the same command again, it goes on; or give it more --minutes",
+        )
     left_out = [f"{one.name}: not measured before training, half of the time was over" for one in late]
     if not request.rungs:
         return zero, [], (*left_out, "no short training: the budget is 0 tokens")

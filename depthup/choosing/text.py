@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from ..files import made_once
 from ..models import end_of_text
 
 HELD_OUT = 0.2  # share of documents
-_MOST_TOKENS = 20_000_000  # read from a source: far more than short runs see
+_LEAST_TOKENS = 500_000  # read for training, even where short runs see fewer: rows are drawn from all of them
+_DOCUMENTS_A_ROW = 40  # held-out documents of the length of a row that are read for each row that is chosen
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,34 @@ def source_of(files: tuple[str, ...], field: str) -> tuple[Source, dict[str, Any
 
 
 def read_text(
-    source: Source, tokenizer: Any, folder: Path, *, row_tokens: int, num_held_out_rows: int, seed: int
+    source: Source,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    row_tokens: int,
+    num_held_out_rows: int,
+    seed: int,
+    train_tokens: int,
 ) -> Text:
-    """Tokenize a source into ``folder``, once, and choose held-out rows.
+    """Tokenize the beginning of a source into ``folder``, once, and choose held-out rows.
+
+    Args:
+        source: The text.
+        tokenizer: Of the base.
+        folder: Where tokens are kept.
+        row_tokens: Tokens in a row.
+        num_held_out_rows: Fewer are made where the text has fewer documents of that length.
+        seed: Of their choice.
+        train_tokens: That the longest run sees.
 
     Raises:
         DataError: There is too little text, or documents are shorter than a row.
     """
-    sides: Mapping[str, TokenizedDocuments] = {
-        side: _tokens(source, tokenizer, folder, side) for side in ("train", "held_out")
+    most = {
+        "train": max(2 * train_tokens, _LEAST_TOKENS),
+        "held_out": _DOCUMENTS_A_ROW * num_held_out_rows * row_tokens,
     }
+    sides = {side: _tokens(source, tokenizer, folder, side, tokens) for side, tokens in most.items()}
     documents = sides["held_out"]
     long = np.flatnonzero(documents.lengths >= row_tokens)
     if len(long) < 2:
@@ -72,10 +90,10 @@ def read_text(
     return Text(pack(sides["train"], row_tokens), rows.astype(np.int64))
 
 
-def _tokens(source: Source, tokenizer: Any, folder: Path, side: Any) -> TokenizedDocuments:
+def _tokens(source: Source, tokenizer: Any, folder: Path, side: Any, max_tokens: int) -> TokenizedDocuments:
     def make(partial: Path) -> None:
         documents = select(source, side, HELD_OUT)
-        write_tokens(documents, tokenizer, end_of_text(tokenizer), partial, max_tokens=_MOST_TOKENS)
+        write_tokens(documents, tokenizer, end_of_text(tokenizer), partial, max_tokens=max_tokens)
 
     made_once(folder / side, make)
     return open_tokens(folder / side)
