@@ -120,7 +120,8 @@ def test_the_verb_says_what_it_found_and_its_recipe_runs_dry(
 ) -> None:
     out = tmp_path / "out"
     arguments = ["choose", str(folder), "--factor", "1.5", "--budget-tokens", "8e3", "--data", text,
-                 "--probe-steps", "4", "--row-tokens", "48", "--eval-rows", "6", "--keep", "1", "--out", str(out)]  # fmt: skip
+                 "--probe-steps", "4", "--row-tokens", "48", "--eval-rows", "6", "--keep", "1",
+                 "--out", str(out)]  # fmt: skip
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "minus control, last rung" in said and "not known: " in said and "measured here" in said
