@@ -14,11 +14,13 @@ from typing import Any
 from . import __version__
 from .adopt_verb import add_adopt
 from .audit_verb import add_audit
+from .choose_verb import add_choose
 from .compare_verb import add_compare
 from .data_verb import add_data
 from .decontaminate_verb import add_decontaminate
 from .errors import DepthupError
 from .evaluate_verb import add_evaluate
+from .fit_verb import add_fit
 from .gc_verb import add_gc
 from .generate_verb import add_generate
 from .layers import LayerPlan
@@ -36,9 +38,9 @@ from .upcycle_verb import add_upcycle
 from .why_verb import add_why
 
 _OTHERS = (
-    add_upcycle, add_loop, add_unroll, add_probe, add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
-    add_preview, add_rates, add_synthesize, add_decontaminate, add_audit, add_data, add_membership,
-    add_why, add_gc, add_adopt,
+    add_upcycle, add_loop, add_unroll, add_probe, add_generate, add_merge, add_plan, add_run, add_status,
+    add_report, add_evaluate, add_compare, add_preview, add_rates, add_synthesize, add_decontaminate, add_audit,
+    add_data, add_membership, add_why, add_gc, add_adopt, add_fit, add_choose,
 )  # fmt: skip
 
 

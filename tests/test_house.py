@@ -53,6 +53,20 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "evaluation": frozenset({"data", "training.objectives", "generation.backend", "generation.greedy"}),
     "synthesis": frozenset({"generation"}),
     "contamination": frozenset(),
+    "fitting": frozenset({"artifacts", "checkpoint", "planning"}),
+    "choosing": frozenset(
+        {
+            "artifacts",
+            "checkpoint",
+            "costs",
+            "data",
+            "evaluation.distributions",
+            "fitting",
+            "growth",
+            "probe",
+            "training",
+        }
+    ),
     "report": frozenset(
         {
             "evaluation.scores",
@@ -62,6 +76,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "evaluation.results",
             "artifacts",
             "costs",
+            "fitting",
         }
     ),
     "settings": frozenset(),
@@ -115,8 +130,8 @@ GROUND = {
 }  # fmt: skip
 # Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.
 _RECIPES = {
-    "recipe", "stage_data", *STAGES, "data_stages", "training_run", "training_stages", "stages", "pipeline", "workloads",
-    "reference",
+    "recipe", "stage_data", *STAGES, "data_stages", "training_run", "training_stages", "stages", "pipeline",
+    "workloads", "reference",
 }  # fmt: skip
 ABOVE = {
     "settings": {"data_settings", "data_stage_settings", "stage_settings", *_RECIPES},
@@ -180,7 +195,8 @@ DOORS: dict[str, set[str]] = {
                 "evaluation.harness_lm"},
     "torch": {"models", "modeling_looped", "training", "data", "generation", "evaluation", "probe", "merging",
               "growth.learned", "growth.norms", "growth.upcycle", "growth.looped", "conversion",
-              "contamination.membership", "stages", "training_run", "training_stages", "pipeline"},
+              "contamination.membership", "choosing.probes", "stages", "training_run", "training_stages",
+              "pipeline"},
     "httpx": {"generation.server", "checkpoint.remote"},
     "huggingface_hub": {"checkpoint.remote", "checkpoint.listing"},
     "urllib": {"checkpoint.web", "checkpoint.answers", "checkpoint.listing"},
