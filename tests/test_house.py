@@ -55,7 +55,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "evaluation.scores",
             "evaluation.statistics",
             "evaluation.compare",
+            "evaluation.strengths",
             "evaluation.paper_tables",
+            "evaluation.paper_merges",
             "evaluation.results",
             "artifacts",
             "costs",
@@ -201,6 +203,7 @@ LIGHT = (
     "evaluation.requests", "evaluation.suites", "evaluation.sources", "evaluation.prepared", "evaluation.harness",
     "evaluation.distributions", "evaluation.statistics", "evaluation.pairs", "evaluation.compare", "evaluation.results",
     "evaluation.results_form", "evaluation.foreign_results", "evaluation.samples", "evaluation.paper_tables",
+    "evaluation.paper_merges", "evaluation.strengths",
     "contamination.audit", "contamination.scanner", "contamination.rules", "generation.backend", "generation.server",
     "evaluation.backend_scorer",
 )  # fmt: skip

@@ -15,7 +15,7 @@ from ..checkpoint.floats import STORED_AS, Array, narrow, widen
 from ..checkpoint.reader import Tensor
 from .methods import Call, Method, Sums
 
-PIECE = 1 << 16  # elements that are read and computed at a time: the arrays of a piece stay in the processor's cache
+PIECE = 1 << 17  # elements that are read and computed at a time: the arrays of a piece stay in the processor's cache
 Sources = Sequence[tuple[Path, Tensor]]
 
 
