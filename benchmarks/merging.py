@@ -1,10 +1,10 @@
 """Promise of speed: a fifth of mergekit's time, a tenth of its memory, at most 1.3 times reading and writing the bytes.
 
 Average and SLERP of two bf16 checkpoints with Mistral's shape. Peers in the same run: mergekit 0.1.5 with its defaults,
-and the limit: both models read once and as much as one of them written, by one process, synced to the disk. (SLERP reads
-each tensor twice, the second time from memory where it still is there: its limit is the same.) depthup syncs, mergekit
-does not. The tools take turns; the tensors of the first outputs are compared. On a machine that others use, too, read
-the processor's seconds: they change less.
+and the limit: both models read once and as much as one of them written, by one process, synced to the disk. (SLERP
+reads each tensor twice, the second time from memory where it still is there: its limit is the same.) depthup syncs,
+mergekit does not. The tools take turns; the tensors of the first outputs are compared. On a machine that others use
+too, read the processor's seconds: they change less.
 """
 
 from __future__ import annotations

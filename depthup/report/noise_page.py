@@ -89,7 +89,7 @@ mean* is the merge minus the weighted mean of its candidates, with the number of
 {merges}
 - **The candidates of Table 6 do differ**, if items correlate by 0.5 (p {p_candidates}): the first is ahead on GSM8K,
   the second on all else. Their merges stand {over_low} to {over_high} points above their mean, three of the four on
-  every task. That is about half of the way to the best of both, and {gain_low} to {gain_high} above the better candidate:
+  every task. That is about half of the way to the best of both, and {gain_low} to {gain_high} above the better one:
   noise by itself, as Table 7 shows above.
 - **DPO v1 and v2 do not**, as far as these scores tell: there was {room_dpo} points to gain, and nothing was gained.
 - **SFT v3 and v4 are no case of different strengths**: v4 is ahead on all six tasks, so the best of both is v4. That
