@@ -11,28 +11,55 @@ from .stage_settings import CompareStage
 
 if TYPE_CHECKING:
     from .evaluation.compare import Comparison
+    from .evaluation.scores import ModelScores
 
 
 def run_compare(job: Job, folder: Path) -> dict[str, Any]:
     """Scores -> ``comparison.json``, ``comparison.txt`` and the cells of the table; none where scores are left out."""
-    from .evaluation.compare import compare
     from .evaluation.results import read_results
-    from .files import write_json, write_text
-    from .report.comparison import comparison_json, comparison_text
 
     stage: CompareStage = job.stage
-    records = [job.records[name] for name in stage.evaluations]
+    evaluations = (*stage.evaluations, *stage.merged)
+    records = [job.records[name] for name in evaluations]
     left_out = next((one.results["scores_left_out"] for one in records if "scores_left_out" in one.results), None)
     if left_out is not None:
         return {"title": stage.title, "left_out": left_out}
     models = [
         replace(read_results(job.folders[name] / one.results["scores"]), model=one.results["model"])
-        for name, one in zip(stage.evaluations, records, strict=True)
+        for name, one in zip(evaluations, records, strict=True)
     ]
-    found = compare(models, alpha=stage.alpha, seed=job.recipe.seed)
+    tell = _strengths if stage.merged else _comparison
+    return {"title": stage.title, **tell(stage, models, job.recipe.seed, folder)}
+
+
+def _comparison(stage: CompareStage, models: list[ModelScores], seed: int, folder: Path) -> dict[str, Any]:
+    from .evaluation.compare import compare
+    from .files import write_json, write_text
+    from .report.comparison import comparison_json, comparison_text
+
+    found = compare(models, alpha=stage.alpha, seed=seed)
     write_json(folder / "comparison.json", comparison_json(found))
     write_text(folder / "comparison.txt", comparison_text(found) + "\n")
-    return {"title": stage.title, **_table(found, stage.paper)}
+    return _table(found, stage.paper)
+
+
+def _strengths(stage: CompareStage, models: list[ModelScores], seed: int, folder: Path) -> dict[str, Any]:
+    """A row for each task: both candidates, the merges, and what the first candidate is there."""
+    from .evaluation.strengths import strengths
+    from .files import write_json, write_text
+    from .report.strengths import strengths_json, strengths_notes, strengths_rows, strengths_text
+
+    first, second, *merges = models
+    found = strengths(first, second, merges, stage.shares, alpha=stage.alpha, seed=seed)
+    write_json(folder / "comparison.json", strengths_json(found))
+    write_text(folder / "comparison.txt", strengths_text(found) + "\n")
+    headers, rows = strengths_rows(found)
+    lines = [
+        {"name": name, "cells": cells, "paper": None, "paper_cells": [], "verdict": f"{found.names[0]}: {said}"}
+        for name, cells, said in rows
+    ]
+    explained = "behind each merge's score its lead over the candidates' mean, item by item"
+    return {"headers": headers, "rows": lines, "notes": [*strengths_notes(found), explained, *found.warnings]}
 
 
 def _table(found: Comparison, paper: tuple[str | None, ...]) -> dict[str, Any]:

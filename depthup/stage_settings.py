@@ -361,7 +361,7 @@ class EvaluateStage(StageSettings):
 class CompareStage(StageSettings):
     """Which of several models differ from the first one, and what is noise: a table with verdicts (docs/noise.md)."""
 
-    INPUTS: ClassVar[Mapping[str, Made]] = {"evaluations": "scores"}
+    INPUTS: ClassVar[Mapping[str, Made]] = {"evaluations": "scores", "merged": "scores"}
     MAKES: ClassVar[Made] = "comparison"
     kind: Literal["compare"]
     title: str = Field(description="Heading of the table.")
@@ -371,7 +371,21 @@ class CompareStage(StageSettings):
     paper: tuple[str | None, ...] = Field(
         (), description="For each of them the row of the SOLAR paper's Tables 2 to 7 that stands beside it, or null."
     )
+    merged: tuple[str, ...] = Field(
+        (), description="Evaluations of merges of the two `evaluations`: the table tells strengths, task by task."
+    )
+    shares: tuple[float, ...] | None = Field(
+        None, description="The first model's weight in each merge; a half, where it is not said."
+    )
     alpha: float = Field(0.05, gt=0, lt=0.5, description="Level of the tests, all of the table together.")
+
+    @model_validator(mode="after")
+    def _two_and_their_merges(self) -> CompareStage:
+        if self.merged and (len(self.evaluations) != 2 or self.paper):
+            raise ValueError("with merged, evaluations names the two models that were merged, and paper is left out")
+        if self.shares is not None and len(self.shares) != len(self.merged):
+            raise ValueError(f"{len(self.shares)} shares for {len(self.merged)} merges")
+        return self
 
     @model_validator(mode="after")
     def _a_row_each(self) -> CompareStage:

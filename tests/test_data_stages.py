@@ -226,6 +226,9 @@ def test_scores_that_are_left_out_leave_the_table_out_with_the_reason(tmp_path: 
         ({"evaluations": ["base", "base"]}, "stage 'base' is of kind import"),
         ({"evaluations": ["scored", "scored"], "paper": ["SFT v5", None]}, "the paper has no row 'SFT v5'"),
         ({"evaluations": ["scored", "scored"], "paper": [None]}, "1 rows of the paper for 2 evaluations"),
+        ({"evaluations": ["scored"] * 3, "merged": ["scored"]}, "names the two models that were merged"),
+        ({"evaluations": ["scored"] * 2, "merged": ["scored"], "shares": [0.5, 0.4]}, "2 shares for 1 merges"),
+        ({"evaluations": ["scored"] * 2, "merged": ["loss"]}, "stage 'loss' scores no benchmarks"),
     ],
 )
 def test_a_wrong_comparison_is_refused(settings: dict[str, Any], said: str) -> None:

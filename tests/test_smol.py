@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -82,6 +83,9 @@ def test_every_model_of_the_papers_tables_is_made_scored_and_judged(tmp_path: Pa
         assert f"paper: {table['rows'][0]['paper']}" in page
     assert "66.04" not in page  # SOLAR's mean stands beside a mean of the same six tasks alone
     assert nodes["table-6"].record.results["rows"][0]["paper_cells"][-2:] == ["81.53", "70.48"]
+    strengths = nodes["strengths"].record.results
+    assert strengths["headers"] == ["cand-1", "cand-2", "merge-v1", "merge-v2", "merge-v3", "merge-v4"]
+    assert len(strengths["notes"]) >= 6 and strengths["notes"][0] in html.unescape(page)
     chunks = nodes["sdpo"].record.results["chunks"]
     assert sum(chunk["num_steps"] for chunk in chunks) == 2
     assert {node.state for node in survey(recipe, Store(store.root)).values()} == {"cached"}

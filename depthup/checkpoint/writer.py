@@ -149,7 +149,7 @@ def _write_shard(desk: _Desk, shard: Shard, inputs: dict[str, FileIO], output: F
             copy_range(inputs[run.shard].fileno(), run.begin, run.end, output.fileno(), copied, run.shard)
             continue
         with desk.making:
-            for buffer in _made(run):
+            for buffer in made_bytes(run):
                 _write_all(output, buffer)
                 copied(len(buffer))
     desk.synced.append(desk.syncing.submit(sync_file, path))
@@ -177,14 +177,14 @@ def _is_written(desk: _Desk, shard: Shard, path: Path, inputs: dict[str, FileIO]
                 differs = first_difference(read_range(inputs[run.shard], run.begin, run.end), file, begin, count)
             else:
                 with desk.making:
-                    differs = first_difference(_made(run), file, begin, count)
+                    differs = first_difference(made_bytes(run), file, begin, count)
             if differs is not None:
                 report(-compared)
                 return False
     return True
 
 
-def _made(move: Move) -> Iterator[memoryview]:
+def made_bytes(move: Move) -> Iterator[memoryview]:
     """The bytes of a tensor that is no copy."""
     assert move.make is not None
     num_bytes = 0

@@ -89,17 +89,9 @@ def compare(
         DataError: Fewer than two models, models that were not asked in the same way, or no task with two items in
             common.
     """
-    if len(models) < 2:
-        raise DataError(f"{len(models)} model to compare", allowed="two or more", next_step="name another results file")
-    clashes = what_differs(models)
-    if clashes and not allow_differences:
-        raise DataError(
-            f"these scores answer different questions: {'; '.join(clashes)}",
-            next_step="evaluate the models in the same way, or say --allow-differences",
-        )
-    aligned = [_common(scores, models) for scores in models]
+    aligned, clashes = align(models, allow_differences=allow_differences)
     first = aligned[baseline]
-    suite = _suite_name(first.suite) if len(first.tasks) > 1 and has_mean(first.tasks) else None
+    suite = suite_name(first.suite) if len(first.tasks) > 1 and has_mean(first.tasks) else None
     found = [
         differences(first.tasks, other.tasks, suite=suite, alpha=alpha, power=power, seed=seed, num_draws=num_draws)
         for i, other in enumerate(aligned)
@@ -113,7 +105,7 @@ def compare(
         tuple(judge(one, next(adjusted), metrics[one.of], available[one.of], alpha) for one in rows) for rows in found
     )
     return Comparison(
-        names=_names(models),
+        names=names_of(models),
         suite=suite or first.suite,
         profile=first.profile,
         baseline=baseline,
@@ -123,8 +115,25 @@ def compare(
         compared=compared,
         alpha=alpha,
         num_comparisons=sum(map(len, found)),
-        warnings=(*clashes, *_unpaired(found), *_notes(aligned)),
+        warnings=(*clashes, *_unpaired(found), *notes_of(aligned)),
     )
+
+
+def align(models: Sequence[ModelScores], *, allow_differences: bool) -> tuple[list[ModelScores], list[str]]:
+    """The models with the tasks that all have, in one order, and in which ways they were not asked the same questions.
+
+    Raises:
+        DataError: See :func:`compare`.
+    """
+    if len(models) < 2:
+        raise DataError(f"{len(models)} model to compare", allowed="two or more", next_step="name another results file")
+    clashes = what_differs(models)
+    if clashes and not allow_differences:
+        raise DataError(
+            f"these scores answer different questions: {'; '.join(clashes)}",
+            next_step="evaluate the models in the same way, or say --allow-differences",
+        )
+    return [_common(scores, models) for scores in models], clashes
 
 
 def judge(one: Difference, adjusted_p: float, metric: str, num_available: int, alpha: float) -> Compared:
@@ -152,7 +161,7 @@ def judge(one: Difference, adjusted_p: float, metric: str, num_available: int, a
 
 def what_differs(models: Sequence[ModelScores]) -> list[str]:
     """In which ways the models were not asked the same questions."""
-    names, found = _names(models), []
+    names, found = names_of(models), []
     first = models[0]
     for name, other in zip(names[1:], models[1:], strict=True):
         both = f"{names[0]} and {name}"
@@ -234,7 +243,7 @@ def _unpaired(found: Sequence[Sequence[Difference]]) -> list[str]:
     ]
 
 
-def _notes(models: Sequence[ModelScores]) -> list[str]:
+def notes_of(models: Sequence[ModelScores]) -> list[str]:
     notes = {
         f"{task.task}: {note.removeprefix(f'{task.task}: ')}": None
         for model in models
@@ -249,7 +258,7 @@ def _notes(models: Sequence[ModelScores]) -> list[str]:
     return [*notes, *([f"samples of the items: {', '.join(drawn)}"] if drawn else [])]
 
 
-def _names(models: Sequence[ModelScores]) -> tuple[str, ...]:
+def names_of(models: Sequence[ModelScores]) -> tuple[str, ...]:
     """Names that tell the models apart: with the fingerprint, then with a number, where they share one."""
     names = [model.model for model in models]
     if len(set(names)) < len(names):
@@ -259,7 +268,7 @@ def _names(models: Sequence[ModelScores]) -> tuple[str, ...]:
     )
 
 
-def _suite_name(suite: str) -> str:
+def suite_name(suite: str) -> str:
     return "H6" if suite == "h6" else f"mean of {suite}" if suite else "mean"
 
 

@@ -42,6 +42,18 @@ def t_quantile(share: float, degrees: float) -> float:
     return high
 
 
+def chi_square_above(value: float, degrees: int) -> float:
+    """The chance that chi-square with a whole number of degrees of freedom is above ``value``.
+
+    Known for one and two degrees; two more add one term (Abramowitz and Stegun, 26.4.8).
+    """
+    half = max(value, 0.0) / 2
+    share = math.erfc(math.sqrt(half)) if degrees % 2 else math.exp(-half)
+    for two in range(2 - degrees % 2, degrees, 2):
+        share += math.exp(two / 2 * math.log(half) - half - math.lgamma(two / 2 + 1)) if half else 0.0
+    return share
+
+
 def fair_coin_two_sided(heads: int, tails: int) -> float:
     """The chance that a fair coin falls at least as unevenly as this (exact; 1 where it was never thrown)."""
     number, term, below = heads + tails, 1, 0

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .distributions import normal_quantile, t_quantile
+from .distributions import chi_square_above, normal_quantile, t_quantile
 from .scores import ModelScores, TaskScores, Weighting
 
 Values = NDArray[np.float64]
@@ -227,6 +227,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, p_values[i] * (len(p_values) - rank)))
         adjusted[i] = highest
     return adjusted
+
+
+def crossing(differences: Sequence[float], standard_errors: Sequence[float]) -> float:
+    """p-value for differences of both signs: is one model really better here, and the other there?
+
+    Gail and Simon's likelihood ratio test (Biometrics 1985): each sign's sum of squared t values is what the other
+    sign's tasks cost; the smaller one is compared with a mixture of chi-squares, whose weights are a fair coin's.
+
+    Args:
+        differences: Of two models, one a task, independent of each other.
+        standard_errors: Theirs; a task without error counts if it has a difference.
+    """
+    beyond = {True: 0.0, False: 0.0}
+    for difference, error in zip(differences, standard_errors, strict=True):
+        if difference:
+            beyond[difference > 0] += (difference / error) ** 2 if error else math.inf
+    least, last = min(beyond.values()), len(differences) - 1
+    if least == 0:
+        return 1.0
+    return sum(math.comb(last, h) / 2**last * chi_square_above(least, h) for h in range(1, last + 1))
 
 
 def as_json(value: Estimate) -> dict[str, Any]:

@@ -1,37 +1,34 @@
 """Several checkpoints of one architecture -> one, tensor by tensor: nothing larger than a tensor is in memory.
 
 Names first: every tensor of the merge and what it is made of is known, and every mismatch told, before a weight is
-read. Then the bytes stream: for most methods a few thousand at a time.
+read. Then the bytes stream (streaming.py): for most methods some thousands at a time.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..checkpoint.carry import carry
+from ..checkpoint.copy import Progress
+from ..checkpoint.floats import STORED_AS
 from ..checkpoint.names import find_stacks
-from ..checkpoint.parallel import MAX_THREADS
 from ..checkpoint.reader import Checkpoint, Tensor, open_checkpoint, same_bytes
-from ..checkpoint.writer import Move, Progress, Shard, plan_shards, write_shards
+from ..checkpoint.shards import Move, Shard, plan_shards
+from ..checkpoint.spread import write_spread
 from ..errors import CheckpointError, DepthupError, nearest
 from ..files import publishing, refuse_existing, require_space, write_json
 from .kinship import require_kin
-from .methods import METHODS, Call, Method, Sums
+from .methods import METHODS, Call, Method
+from .streaming import merged_bytes
 
 MERGE_NAME = "merge.json"
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 STORED = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_PIECE = 1 << 15  # elements that are computed at a time: they stay in the processor's cache, and in one thread of torch
-_READ = 1 << 20  # elements of a model that are read at a time
 DEFAULT_SHARD_BYTES = 5_000_000_000
 
 
@@ -143,10 +140,13 @@ def write_merge(plan: Merge, folder: Path, progress: Progress | None = None) -> 
     Raises:
         CheckpointError: A model changed while it was read.
     """
-    first = plan.models[0]
-    one_at_a_time = METHODS[plan.method].whole
-    with _one_thread_each():
-        write_shards(first.folder, plan.shards, folder, progress, num_making=1 if one_at_a_time else MAX_THREADS)
+    first, before = plan.models[0], _states(plan)
+    write_spread(first.folder, plan.shards, folder, progress, one_at_a_time=METHODS[plan.method].whole)
+    if changed := sorted(str(path) for path, state in _states(plan).items() if state != before[path]):
+        raise CheckpointError(
+            f"{changed[0]} was written to while it was read",
+            next_step="let nothing write to the models, and merge again",
+        )
     carry(first.folder, folder)
     config = dict(first.config)
     stored = {move.source.dtype for shard in plan.shards for move in shard.moves if move.make is not None}
@@ -165,15 +165,11 @@ def write_merge(plan: Merge, folder: Path, progress: Progress | None = None) -> 
     })  # fmt: skip
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Several threads write files; those of torch beside them wait for one another in each small sum."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _states(plan: Merge) -> dict[Path, tuple[int, int]]:
+    """Size and time of change of every weight file that is read."""
+    everyone = (*plan.models, *([plan.base] if plan.base else []))
+    paths = {model.folder / tensor.shard for model in everyone for tensor in model.tensors.values()}
+    return {path: (state.st_size, state.st_mtime_ns) for path in paths for state in [path.stat()]}
 
 
 # -- names first ------------------------------------------------------------------------------------------------------
@@ -285,99 +281,13 @@ def _move(
     tensor: Tensor, everyone: Sequence[Checkpoint], method: Method, call: Call, has_base: bool, dtype: str | None
 ) -> Move:
     sources = [(checkpoint.folder, checkpoint.tensors[tensor.name]) for checkpoint in everyone]
-    if all(source.dtype in DTYPES for _, source in sources):
+    if all(source.dtype in STORED_AS for _, source in sources):
         target = replace(tensor, dtype=STORED[dtype]) if dtype else tensor
-        make = _made_whole if method.whole else _made_in_pieces
-        return Move(tensor.name, target, partial(make, sources, method, call, has_base, target.dtype))
+        return Move(tensor.name, target, partial(merged_bytes, sources, method, call, has_base, target.dtype))
     if not all(same_bytes(sources[0], other) for other in sources[1:]):
         raise CheckpointError(
             f"{tensor.name} is stored as {tensor.dtype}, in which numbers cannot be averaged, and differs",
-            allowed=", ".join(DTYPES),
+            allowed=", ".join(STORED_AS),
             next_step="merge the unquantised models",
         )
     return Move(tensor.name, tensor)
-
-
-# -- then bytes -------------------------------------------------------------------------------------------------------
-
-Sources = Sequence[tuple[Path, Tensor]]
-
-
-def _pieces(sources: Sources, dtype: torch.dtype) -> Iterator[list[torch.Tensor]]:
-    """The tensor of each checkpoint, flat, a piece at a time; a piece is valid until the next is asked for."""
-    num_elements = sources[0][1].num_elements
-    with ExitStack() as files:
-        opened = []
-        for folder, tensor in sources:
-            file = files.enter_context(open(folder / tensor.shard, "rb", buffering=0))
-            file.seek(tensor.begin)
-            opened.append((file, tensor, bytearray(min(_READ, num_elements) * DTYPES[tensor.dtype].itemsize)))
-        places = [None if DTYPES[tensor.dtype] is dtype else torch.empty(_PIECE, dtype=dtype) for _, tensor in sources]
-        for begin in range(0, num_elements, _READ):
-            count = min(_READ, num_elements - begin)
-            stored = [_read(file, tensor, buffer, count) for file, tensor, buffer in opened]
-            for start in range(0, count, _PIECE):
-                parts = [one[start : min(start + _PIECE, count)] for one in stored]
-                yield [
-                    part if place is None else place[: len(part)].copy_(part)
-                    for place, part in zip(places, parts, strict=True)
-                ]  # fmt: skip
-
-
-def _read(file: Any, tensor: Tensor, buffer: bytearray, count: int) -> torch.Tensor:
-    view = memoryview(buffer)[: count * DTYPES[tensor.dtype].itemsize]
-    filled = 0
-    while filled < len(view):
-        num_bytes = file.readinto(view[filled:])
-        if not num_bytes:
-            raise CheckpointError(
-                f"{tensor.shard} ended inside {tensor.name}: it changed while it was read",
-                next_step="let nothing write to the checkpoints, and merge again",
-            )
-        filled += num_bytes
-    return torch.frombuffer(view, dtype=DTYPES[tensor.dtype])
-
-
-def _wide(sources: Sources) -> torch.dtype:
-    """Arithmetic is done in float32, in float64 where a model is stored so."""
-    return torch.float64 if any(tensor.dtype == "F64" for _, tensor in sources) else torch.float32
-
-
-def _split(tensors: Sequence[torch.Tensor], has_base: bool) -> tuple[Sequence[torch.Tensor], torch.Tensor | None]:
-    return (tensors[:-1], tensors[-1]) if has_base else (tensors, None)
-
-
-def _made_in_pieces(sources: Sources, method: Method, call: Call, has_base: bool, dtype: str) -> Iterator[memoryview]:
-    if not sources[0][1].num_elements:
-        return
-    wide = _wide(sources)
-    if method.survey is not None:
-        sums = Sums(len(sources) - has_base)
-        for tensors in _pieces(sources, wide):
-            sums.add(*_split(tensors, has_base))
-        call = replace(call, coefficients=method.survey(sums, call))
-    alike = {DTYPES[tensor.dtype] for _, tensor in sources} == {DTYPES[dtype]}
-    filled, output = 0, torch.empty(min(_READ, sources[0][1].num_elements), dtype=DTYPES[dtype])
-    raw = output.view(torch.uint8).numpy().data
-    width = output.element_size()
-    for tensors in _pieces(sources, DTYPES[dtype] if alike and method.narrow(len(sources)) else wide):
-        merged = method.combine(*_split(tensors, has_base), call)
-        if filled + len(merged) > len(output):
-            yield raw[: filled * width]
-            filled = 0
-        output[filled : filled + len(merged)].copy_(merged)
-        filled += len(merged)
-    yield raw[: filled * width]
-
-
-def _made_whole(sources: Sources, method: Method, call: Call, has_base: bool, dtype: str) -> Iterator[memoryview]:
-    if not sources[0][1].num_elements:
-        return
-    whole = []
-    for folder, tensor in sources:
-        with open(folder / tensor.shard, "rb", buffering=0) as file:
-            file.seek(tensor.begin)
-            stored = _read(file, tensor, bytearray(tensor.num_bytes), tensor.num_elements)
-        whole.append(stored.to(_wide(sources)).view(tensor.shape))
-    merged = method.combine(*_split(whole, has_base), call).to(DTYPES[dtype])
-    yield merged.flatten().view(torch.uint8).numpy().data

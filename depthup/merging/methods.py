@@ -1,16 +1,19 @@
-"""How the weights of several models become one: pure functions of float32 tensors, in one table.
+"""How the weights of several models become one: pure functions of float32 arrays, in one table.
 
-Every method gives a model back if it is merged with itself: models enter as their offsets from one of them.
+Every method gives a model back if it is merged with itself: models enter as their offsets from one of them. Sums and
+products are NumPy's, each rounded by itself, so that a merge is the same to the bit on every machine.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from ..checkpoint.floats import Array
 
 # Above this cosine the arc is taken as straight: the constant of the common implementations (mergekit 0.1.5 too).
 STRAIGHT = 0.9995
@@ -38,7 +41,7 @@ class Method:
     """A way to merge.
 
     Attributes:
-        combine: ``(tensors, base, call)`` to one tensor; all of one shape, float32. Tensors are not written to.
+        combine: ``(tensors, base, call)`` to one; all flat, of one length, float32 or float64. They are not written to.
         about: One line for help.
         needs_base: Whether the models are taken as offsets from a base.
         survey: Reads the whole tensor, a piece at a time, before :attr:`combine` sees it: ``(pieces, call)`` to
@@ -48,10 +51,9 @@ class Method:
         options: Its numbers and their defaults.
         normalises: Whether it divides the weights by their sum, which then must not be zero.
         weighted: Whether weights change anything.
-        narrow: Whether ``combine`` may be given tensors as they are stored: it computes in float32 and rounds once.
     """
 
-    combine: Callable[[Sequence[Tensor], Tensor | None, Call], Tensor]
+    combine: Callable[[Sequence[Array], Array | None, Call], Array]
     about: str
     needs_base: bool = False
     survey: Callable[[Sums, Call], tuple[float, ...]] | None = None
@@ -60,7 +62,6 @@ class Method:
     options: Mapping[str, float] = field(default_factory=dict)
     normalises: bool = False
     weighted: bool = True
-    narrow: Callable[[int], bool] = lambda num_models: False
 
 
 class Sums:
@@ -69,26 +70,24 @@ class Sums:
     def __init__(self, num_models: int) -> None:
         self.products = [[0.0] * num_models for _ in range(num_models)]
 
-    def add(self, tensors: Sequence[Tensor], base: Tensor | None) -> None:
-        """Take in one flat piece of each model, short enough to be summed in its own type."""
+    def add(self, tensors: Sequence[Array], base: Array | None) -> None:
+        """Take in one flat piece of each model; NumPy adds its products in pairs, and so loses little."""
         rows = tensors if base is None else [tensor - base for tensor in tensors]
         for i, one in enumerate(rows):
             for j in range(i, len(rows)):
-                product = float(torch.dot(one, rows[j]))
-                self.products[i][j] += product
+                self.products[i][j] += float(np.add.reduce(one * rows[j]))
                 self.products[j][i] = self.products[i][j]
 
     def cosine(self, i: int, j: int) -> float:
         """Of the angle between two models; 1 where one of them is zero."""
-        norms = (self.products[i][i] * self.products[j][j]) ** 0.5
+        norms = math.sqrt(self.products[i][i]) * math.sqrt(self.products[j][j])
         return max(-1.0, min(1.0, self.products[i][j] / norms)) if norms else 1.0
 
 
-def linear(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> Tensor:
+def linear(tensors: Sequence[Array], base: Array | None, call: Call) -> Array:
     """Weighted average; weights are normalised (model soups, arXiv:2203.05482)."""
-    if len(tensors) == 2:
-        return torch.lerp(tensors[0], tensors[1], _normalised(call.weights)[1])
-    return _from(tensors[0], tensors, _normalised(call.weights))
+    shares = _normalised(call.weights)
+    return _between(tensors[0], tensors[1], shares[1]) if len(tensors) == 2 else _from(tensors[0], tensors, shares)
 
 
 def arc(sums: Sums, call: Call) -> tuple[float, ...]:
@@ -97,42 +96,43 @@ def arc(sums: Sums, call: Call) -> tuple[float, ...]:
     cosine = sums.cosine(0, 1)
     if abs(cosine) > STRAIGHT:
         return 1 - share, share
-    angle = torch.tensor(cosine, dtype=torch.float64).acos()
-    ends = torch.stack([(1 - share) * angle, share * angle]).sin() / angle.sin()
-    return float(ends[0]), float(ends[1])
+    angle = math.acos(cosine)
+    return math.sin((1 - share) * angle) / math.sin(angle), math.sin(share * angle) / math.sin(angle)
 
 
-def slerp(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> Tensor:
+def slerp(tensors: Sequence[Array], base: Array | None, call: Call) -> Array:
     """Spherical linear interpolation (Shoemake 1985), each tensor one flat vector; the weights say how far."""
     one, other = call.coefficients
     if abs(one + other - 1) < 1e-12:
-        return torch.lerp(tensors[0], tensors[1], other)
-    return (tensors[0] * one).add_(tensors[1], alpha=other)
+        return _between(tensors[0], tensors[1], other)
+    merged = tensors[0] * one
+    merged += tensors[1] * other
+    return merged
 
 
-def task_arithmetic(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> Tensor:
+def task_arithmetic(tensors: Sequence[Array], base: Array | None, call: Call) -> Array:
     """The base plus the weighted sum of offsets (arXiv:2212.04089)."""
     assert base is not None
     return _from(base, tensors, [weight * call.options["scale"] for weight in call.weights])
 
 
-def ties(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> Tensor:
+def ties(tensors: Sequence[Array], base: Array | None, call: Call) -> Array:
     """Trim each offset to its largest entries, elect a sign, average what agrees with it (arXiv:2306.01708)."""
     assert base is not None
     offsets = [_largest(tensor - base, call.options["density"]) for tensor in tensors]
     return base + call.options["scale"] * _agreeing(offsets, call, mean=True)
 
 
-def dare_linear(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> Tensor:
+def dare_linear(tensors: Sequence[Array], base: Array | None, call: Call) -> Array:
     """Drop entries of the offsets at random, rescale the rest, sum them (arXiv:2311.03099)."""
     assert base is not None
-    result = base.clone()
+    result = base.copy()
     for offset, weight in zip(_dropped(tensors, base, call), call.weights, strict=True):
         result += call.options["scale"] * weight * offset
     return result
 
 
-def dare_ties(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> Tensor:
+def dare_ties(tensors: Sequence[Array], base: Array | None, call: Call) -> Array:
     """DARE's random dropping, then the sign election of TIES (arXiv:2311.03099, section 4)."""
     assert base is not None
     offsets = _dropped(tensors, base, call)
@@ -150,7 +150,7 @@ def stock_share(sums: Sums, call: Call) -> tuple[float, ...]:
     return (num * cosine / ((num - 1) * cosine + 1),)
 
 
-def model_stock(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> Tensor:
+def model_stock(tensors: Sequence[Array], base: Array | None, call: Call) -> Array:
     """Between base and average, nearer to the average the more the models agree (arXiv:2403.19522)."""
     assert base is not None
     share = call.coefficients[0] / len(tensors)
@@ -158,8 +158,7 @@ def model_stock(tensors: Sequence[Tensor], base: Tensor | None, call: Call) -> T
 
 
 METHODS: dict[str, Method] = {
-    "linear": Method(linear, "weighted average of any number of models", normalises=True,
-                     narrow=lambda num_models: num_models == 2),
+    "linear": Method(linear, "weighted average of any number of models", normalises=True),
     "slerp": Method(slerp, "a point on the arc between two models", survey=arc, num_models=2, normalises=True),
     "task-arithmetic": Method(task_arithmetic, "base plus the weighted offsets of the models", needs_base=True,
                               options={"scale": 1.0}),
@@ -178,45 +177,61 @@ def _normalised(weights: Sequence[float]) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def _from(start: Tensor, tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def _between(one: Array, other: Array, share: float) -> Array:
+    """A share of the way from one to the other, counted from the nearer: exactly ``one`` where both are equal."""
+    merged = other - one
+    merged *= share if abs(share) < 0.5 else share - 1
+    merged += one if abs(share) < 0.5 else other
+    return merged
+
+
+def _from(start: Array, tensors: Sequence[Array], weights: Sequence[float]) -> Array:
     """``start`` plus the weighted offsets from it: exactly ``start`` where the others equal it."""
-    result = start.clone()
+    merged = start.copy()
     for tensor, weight in zip(tensors, weights, strict=True):
         if tensor is not start:
-            result.add_(tensor - start, alpha=weight)
-    return result
+            offset = tensor - start
+            offset *= weight
+            merged += offset
+    return merged
 
 
-def _largest(offset: Tensor, density: float) -> Tensor:
-    """The offset with all but its largest ``density`` of entries (by magnitude) set to zero."""
-    num_kept = max(1, int(density * offset.numel()))
-    if num_kept >= offset.numel():
+def _largest(offset: Array, density: float) -> Array:
+    """The offset with all but its largest ``density`` of entries (by size; of equal ones the first) set to zero."""
+    num_kept = max(1, int(density * len(offset)))
+    if num_kept >= len(offset):
         return offset
-    flat = offset.flatten()
-    kept = flat.abs().topk(num_kept, sorted=False).indices
-    return torch.zeros_like(flat).index_copy_(0, kept, flat[kept]).view_as(offset)
+    sizes = np.abs(offset)
+    least = np.partition(sizes, len(offset) - num_kept)[len(offset) - num_kept]
+    kept = sizes > least
+    kept[np.flatnonzero(sizes == least)[: num_kept - np.count_nonzero(kept)]] = True
+    return offset * kept
 
 
-def _dropped(tensors: Sequence[Tensor], base: Tensor, call: Call) -> list[Tensor]:
+def _dropped(tensors: Sequence[Array], base: Array, call: Call) -> list[Array]:
     """Offsets with each entry kept with the chance ``density`` and divided by it; seeded by name and model."""
     density, offsets = call.options["density"], []
     for index, tensor in enumerate(tensors):
         text = f"{int(call.options['seed'])}/{index}/{call.name}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
-        kept = torch.rand(base.shape, generator=torch.Generator().manual_seed(seed)) < density
-        offsets.append((tensor - base) * kept / density)
+        offsets.append((tensor - base) * (_uniform(seed, len(base)) < np.float32(density)) / density)
     return offsets
 
 
-def _agreeing(offsets: Sequence[Tensor], call: Call, *, mean: bool) -> Tensor:
+def _uniform(seed: int, count: int) -> Array:
+    """Float32 from [0, 1) by Matsumoto and Nishimura's generator (1998): those of ``torch.rand`` after this seed."""
+    generator = np.random.RandomState(seed & 0xFFFFFFFF)
+    return (generator.randint(0, 1 << 32, count, np.uint32) & 0xFFFFFF).astype(np.float32) * np.float32(2.0**-24)
+
+
+def _agreeing(offsets: Sequence[Array], call: Call, *, mean: bool) -> Array:
     """The weighted sum, or mean, of the entries whose sign is that of the weighted sum of all."""
     weighted = [offset * weight for offset, weight in zip(offsets, call.weights, strict=True)]
-    elected = torch.stack(weighted).sum(0).sign()
-    elected[elected == 0] = 1
-    total, shares = torch.zeros_like(elected), torch.zeros_like(elected)
+    elected = np.where(sum(weighted) < 0, np.int8(-1), np.int8(1))
+    total, shares = np.zeros_like(offsets[0]), np.zeros_like(offsets[0])
     for offset, weight in zip(weighted, call.weights, strict=True):
-        agrees = offset.sign() == elected
+        agrees = np.sign(offset) == elected
         total += offset * agrees
         shares += weight * agrees
-    shares[shares.abs() < 1e-8] = 1
+    shares[np.abs(shares) < 1e-8] = 1
     return total / shares if mean else total

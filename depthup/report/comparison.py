@@ -80,13 +80,13 @@ def comparison_json(found: Comparison) -> dict[str, Any]:
     """The comparison as JSON can hold it: what is not finite is null; shares, not points."""
     made = asdict(found)
     made["compared"] = dict(zip(found.others, made["compared"], strict=True))
-    plain: dict[str, Any] = _finite(made)
+    plain: dict[str, Any] = finite(made)
     return plain
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(member) for key, member in value.items()}
+        return {key: finite(member) for key, member in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(member) for member in value]
+        return [finite(member) for member in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

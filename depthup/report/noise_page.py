@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..evaluation.paper_merges import paper_merges
 from ..evaluation.paper_tables import (
     MC2_ERROR,
     SCORES,
@@ -74,6 +75,28 @@ claims, at 0.05.
 | **not contradicted** | no difference was claimed, none is seen at r = 0.9 |
 
 {tables}
+## When does a merge pay?
+
+The paper's answer (4.3.3): where the candidates have different strengths, as SFT v3 and v4 or the two candidates of
+Table 6, and not where one is the better one throughout, as DPO v2 against v1. *Room* is what a merge would gain over
+the better candidate on H6 if it were as good as the better one on each task. There is room only if each candidate is
+really ahead somewhere; p is of that (Gail and Simon's test, 1985), if items correlate by 0, 0.5 and 0.9. *Over their
+mean* is the merge minus the weighted mean of its candidates, with the number of tasks on which it is above that mean;
+*way* is where it stands between that mean (0 %) and the best of both on each task (100 %).
+
+| merge | weights | the first leads on | the second leads on | room | p | over the better | over their mean | way |
+|---|---|---|---|---:|---|---:|---:|---:|
+{merges}
+- **The candidates of Table 6 do differ**, if items correlate by 0.5 (p {p_candidates}): the first is ahead on GSM8K,
+  the second on all else. Their merges stand {over_low} to {over_high} points above their mean, three of the four on
+  every task. That is about half of the way to the best of both, and {gain_low} to {gain_high} above the better one:
+  noise by itself, as Table 7 shows above.
+- **DPO v1 and v2 do not**, as far as these scores tell: there was {room_dpo} points to gain, and nothing was gained.
+- **SFT v3 and v4 are no case of different strengths**: v4 is ahead on all six tasks, so the best of both is v4. That
+  the merge is above it by {gain_sft} all the same is noise by itself (Table 3), and no consequence of strengths.
+
+What single items say of your own candidates: `depthup compare A B --merged M`.
+
 ## What these benchmarks can see
 
 The smallest true difference that is found 4 times in 5 (two-sided test at 0.05, not corrected), near the scores of
@@ -118,7 +141,7 @@ def noise_page() -> str:
         tables="\n".join(_table(number, [one for one in found if one.claim.table == number]) for number in _TITLES),
         sizes="".join(f"{_size(task)}\n" for task in (*TASKS, "H6")),
         items=", ".join(f"{task} {number:,}" for task, number in TASKS.items()), mc2=MC2_ERROR,
-        released=mean_score("SOLAR-Instruct"), merged=mean_score("Merge v1"),
+        released=mean_score("SOLAR-Instruct"), merged=mean_score("Merge v1"), **_merges(),
     )  # fmt: skip
 
 
@@ -151,6 +174,28 @@ def _table(number: int, found: list[Finding]) -> str:
             f" | **{one.verdict}** |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _merges() -> dict[str, str]:
+    """The rows of the merges, and the figures that the text below them names."""
+    found = paper_merges(_CORRELATIONS)
+    rows = []
+    for one in found:
+        ahead = [", ".join(task for task, lead in zip(TASKS, one.leads, strict=True) if sign * lead > 0) or "none"
+                 for sign in (1, -1)]  # fmt: skip
+        cells = [
+            one.merge, f"{one.share:g} {one.first}, {1 - one.share:g} {one.second}", *ahead, f"{one.room:.2f}",
+            ", ".join("<0.001" if p < 0.001 else f"{p:.3f}" for p in one.p_values), f"{one.over_better:+.2f}",
+            f"{one.over_mean:+.2f} ({one.num_over_mean})", f"{100 * one.kept:.0f} %",
+        ]  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |\n".replace("| -", "| \u2212"))
+    sft, dpo, *candidates = found
+    over, gained = ([getattr(one, name) for one in candidates] for name in ("over_mean", "over_better"))
+    return {
+        "merges": "".join(rows), "p_candidates": f"{candidates[0].p_values[1]:.3f}", "room_dpo": f"{dpo.room:.2f}",
+        "gain_sft": f"{sft.over_better:.2f}", "over_low": f"{min(over):.2f}", "over_high": f"{max(over):.2f}",
+        "gain_low": f"{min(gained):.2f}", "gain_high": f"{max(gained):.2f}",
+    }  # fmt: skip
 
 
 def _size(task: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from depthup.evaluation import paper_tables
+from depthup.evaluation.paper_merges import paper_merges
 from depthup.evaluation.paper_tables import CLAIMS, SCORES, TASKS, Claim, difference_and_error, findings
 from depthup.report.noise_page import noise_figure, noise_page
 
@@ -90,3 +91,22 @@ def test_page_and_figure_in_the_docs_are_current() -> None:
     assert len(re.findall(r"^\| .* \| \*\*[a-z ]+\*\* \|$", page, re.MULTILINE)) == len(CLAIMS)
     root = ElementTree.fromstring(noise_figure())
     assert len([node for node in root.iter() if node.tag.endswith("}title")]) == 1 + sum(c.task == "H6" for c in CLAIMS)
+
+
+def test_merges_of_the_paper_by_the_strengths_of_their_candidates() -> None:
+    """What the page says below its table of merges; leads and means by the paper's own rows (Tables 3, 4, 6, 7)."""
+    sft, dpo, *candidates = paper_merges()
+    assert all(lead < 0 for lead in sft.leads) and sft.room == pytest.approx(0) and sft.p_values == (1, 1, 1)
+    assert sft.over_better == pytest.approx(MEANS["SFT v3+v4"] - MEANS["SFT v4"], abs=0.02)
+    assert 0 < dpo.room < 0.15 and min(dpo.p_values) > 0.25 and dpo.over_better < 0 > dpo.over_mean
+    for one in candidates:
+        assert [lead > 0 for lead in one.leads] == [False] * 5 + [True]
+        best = (71.59 + 88.39 + 66.14 + 72.50 + 81.99 + 66.57) / 6
+        assert one.room == pytest.approx(best - MEANS["Cand. 1"], abs=0.01)
+        assert one.p_values[0] > 0.05 > one.p_values[1] > one.p_values[2]
+        assert 0 < one.over_better < 0.35 and 0.4 < one.kept < 0.6
+    assert sorted(one.num_over_mean for one in candidates) == [4, 6, 6, 6]
+    v1 = candidates[0]
+    mean = (MEANS["Cand. 1"] + MEANS["Cand. 2"]) / 2
+    assert v1.over_mean == pytest.approx(MEANS["Merge v1"] - mean, abs=0.02)
+    assert v1.kept == pytest.approx((MEANS["Merge v1"] - mean) / (best - mean), abs=0.02)

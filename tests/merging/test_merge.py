@@ -7,16 +7,20 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pico
 import pytest
 import torch
 import yaml
 
+from depthup.checkpoint.reader import open_checkpoint
 from depthup.cli import main
 from depthup.errors import CheckpointError, DepthupError, OutputError
-from depthup.merging.merge import MERGE_NAME, merge, plan_merge
+from depthup.merging import streaming
+from depthup.merging.merge import MERGE_NAME, merge, plan_merge, write_merge
 from depthup.merging.methods import METHODS, Call, Sums
 
 NEEDS_BASE = [name for name, method in METHODS.items() if method.needs_base]
@@ -111,11 +115,11 @@ def test_task_arithmetic_adds_offsets(family, tmp_path: Path) -> None:
 
 
 def test_ties_by_hand() -> None:
-    base = torch.zeros(1, 4)
-    tensors = [torch.tensor([[3.0, -1.0, 0.1, 2.0]]), torch.tensor([[1.0, 4.0, 0.2, -2.0]])]
+    base = np.zeros(4)
+    tensors = [np.array([3.0, -1.0, 0.1, 2.0]), np.array([1.0, 4.0, 0.2, -2.0])]
     call = Call((1.0, 1.0), {"density": 0.75, "scale": 1.0})
     # trimmed: [3, -1, 0, 2] and [1, 4, 0, -2]; elected signs: +, +, (none), + at a tie
-    assert METHODS["ties"].combine(tensors, base, call).tolist() == [[2.0, 4.0, 0.0, 2.0]]
+    assert METHODS["ties"].combine(tensors, base, call).tolist() == [2.0, 4.0, 0.0, 2.0]
 
 
 def test_random_dropping_is_seeded_and_unbiased(family, tmp_path: Path) -> None:
@@ -123,8 +127,7 @@ def test_random_dropping_is_seeded_and_unbiased(family, tmp_path: Path) -> None:
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
         merge([one, two], tmp_path / out, method="dare-linear", base=base, options={"seed": seed, "density": 0.5})
     assert pico.raw(tmp_path / "a") == pico.raw(tmp_path / "b") != pico.raw(tmp_path / "c")
-    generator = torch.Generator().manual_seed(0)
-    tensor, ground = torch.rand(1000, 200, generator=generator), torch.zeros(1000, 200)
+    tensor, ground = np.random.default_rng(0).random(200_000, np.float32), np.zeros(200_000, np.float32)
     call = Call((1.0,), {"density": 0.25, "scale": 1.0, "seed": 0}, name="x")
     assert METHODS["dare-linear"].combine([tensor], ground, call).mean() == pytest.approx(0.5, abs=0.01)
 
@@ -141,6 +144,64 @@ def test_memory_does_not_hold_a_tensor(family, tmp_path: Path) -> None:
             angle = torch.acos(cosine)
             wanted = (x * torch.sin(0.9 * angle) + y * torch.sin(0.1 * angle)) / torch.sin(angle)
             assert torch.allclose(merged.double().flatten(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.4, 0.6), (0.6, 0.4)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_averages_of_the_paper_are_the_exact_ones_rounded_once(
+    family, tmp_path: Path, weights: tuple, dtype: torch.dtype
+) -> None:
+    _, (one, two, _) = family(dtype=dtype)
+    merge([one, two], tmp_path / "out", weights=weights)
+    a, b = _weights(one), _weights(two)
+    for key, merged in _weights(tmp_path / "out").items():
+        exact = a[key].double() + weights[1] * (b[key].double() - a[key].double())
+        wanted = exact.to(dtype)
+        unlike = (merged != wanted).float().mean()
+        assert unlike <= (0 if dtype is torch.bfloat16 else 1e-3), key
+        assert torch.allclose(merged.double(), exact, rtol=2**-8 if dtype is torch.bfloat16 else 2**-10, atol=1e-7)
+        if weights[0] == 0.5:
+            assert torch.equal(merged, torch.lerp(a[key], b[key], 0.5))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_pieces_files_and_threads_change_nothing(
+    family, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, (one, two, _) = family(dtype=torch.bfloat16)
+    how = {"method": name, **({"base": base} if METHODS[name].needs_base else {})}
+    merge([one, two], tmp_path / "whole", **how)
+    if METHODS[name].survey is None:  # sums of other pieces may differ in their last place
+        monkeypatch.setattr(streaming, "PIECE", 100)
+    merge([one, two], tmp_path / "parts", max_shard_bytes=20_000, **how)
+    whole, parts = _weights(tmp_path / "whole"), _weights(tmp_path / "parts")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)
+    check = open_checkpoint(tmp_path / "parts")
+    assert check.num_bytes == open_checkpoint(one).num_bytes
+
+
+def test_what_is_no_number_stays_none(family, tmp_path: Path) -> None:
+    _, (one, two, _) = family(dtype=torch.bfloat16)
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(two, spoiled)
+    tensor = open_checkpoint(spoiled).tensors["model.norm.weight"]
+    with open(spoiled / tensor.shard, "r+b") as file:
+        file.seek(tensor.begin)
+        file.write(np.array([0x7FFF, 0x7F80, 0xFF80], np.uint16).tobytes())  # none, and both infinities
+    merge([one, spoiled], tmp_path / "out")
+    found = _weights(tmp_path / "out")["model.norm.weight"]
+    assert not found[:3].isfinite().any() and found[3:].isfinite().all()
+
+
+def test_merging_needs_no_torch(family, tmp_path: Path) -> None:
+    base, (one, two, _) = family(dtype=torch.bfloat16)
+    runs = [["--method", "slerp"], ["--method", "dare-ties", "--base", str(base)]]
+    code = "import sys; from depthup.cli import main; "
+    code += "".join(
+        f"assert not main({['merge', str(one), str(two), *how, '--out', str(tmp_path / how[1])]}); " for how in runs
+    )
+    subprocess.run([sys.executable, "-c", f"{code}assert 'torch' not in sys.modules"], check=True, capture_output=True)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
@@ -209,12 +270,12 @@ def test_offsets_may_be_subtracted(family, tmp_path: Path) -> None:
 
 def test_offsets_that_point_apart_leave_the_base() -> None:
     sums = Sums(2)
-    sums.add([torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -2.0])], torch.zeros(2))
+    sums.add([np.array([1.0, 2.0]), np.array([-1.0, -2.0])], np.zeros(2))
     assert METHODS["model-stock"].survey(sums, Call((1.0, 1.0), {})) == (0.0,)
 
 
 def test_trimming_leaves_an_entry_of_a_small_tensor() -> None:
-    base, tensor = torch.zeros(3), torch.tensor([1.0, -3.0, 2.0])
+    base, tensor = np.zeros(3), np.array([1.0, -3.0, 2.0])
     merged = METHODS["ties"].combine([tensor, tensor], base, Call((1.0, 1.0), {"density": 0.2, "scale": 1.0}))
     assert merged.tolist() == [0.0, -3.0, 0.0]
 
@@ -261,6 +322,21 @@ def test_tokenizers_that_give_one_id_to_two_tokens_are_refused(family, tmp_path:
         plan_merge([one, other])
     (other / "tokenizer.json").unlink()
     plan_merge([one, other])  # nothing to compare with
+
+
+def test_models_that_change_meanwhile_are_told(family, tmp_path: Path) -> None:
+    _, (one, two, _) = family()
+    other = tmp_path / "other"
+    shutil.copytree(two, other)
+    weights = next(other.glob("*.safetensors"))
+    with pytest.raises(CheckpointError, match="was written to while it was read"):
+        merge([one, other], tmp_path / "out", progress=lambda num_bytes: os.utime(weights, ns=(1, 1)))
+    plan = plan_merge([one, other], method="slerp")
+    os.truncate(weights, weights.stat().st_size - 100)
+    (tmp_path / "short").mkdir()
+    with pytest.raises(CheckpointError, match=r"ended \d+ bytes early"):
+        write_merge(plan, tmp_path / "short")
+    assert not (tmp_path / "out").exists()
 
 
 def test_slerp_takes_two(family) -> None:
