@@ -70,6 +70,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stage_data": frozenset({ANY}),
     "data_stages": frozenset({ANY}),
     "compare_stage": frozenset({ANY}),
+    "report_stage": frozenset({ANY}),
     "score_stage": frozenset({ANY}),
     "training_run": frozenset({ANY}),
     "training_stages": frozenset({ANY}),
@@ -113,7 +114,7 @@ GROUND = {
 }  # fmt: skip
 # Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.
 _RECIPES = {
-    "recipe", "stage_data", "score_stage", "compare_stage", "data_stages", "training_run", "training_stages", "stages",
+    "recipe", "stage_data", "score_stage", "compare_stage", "report_stage", "data_stages", "training_run", "training_stages", "stages",
     "pipeline", "workloads", "reference",
 }  # fmt: skip
 ABOVE = {
@@ -123,8 +124,10 @@ ABOVE = {
     "alignment": {"data_stages", *VERBS},
     "data_stages": {"stages", *VERBS},
     "compare_stage": {"stages"},
+    "report_stage": {"stages", *VERBS},
     "stage_settings": {
         "compare_stage",
+        "report_stage",
         "data_stages",
         "recipe",
         "stage_data",
@@ -140,6 +143,7 @@ ABOVE = {
     },
     "recipe": {
         "data_stages",
+        "report_stage",
         "adoption",
         "jobs",
         "stage_data",
@@ -154,6 +158,7 @@ ABOVE = {
     "stage_data": {
         "score_stage",
         "compare_stage",
+        "report_stage",
         "data_stages",
         "training_run",
         "training_stages",
