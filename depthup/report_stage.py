@@ -33,7 +33,7 @@ def run_report(job: Job, folder: Path) -> dict[str, Any]:
     from .report.page import render_page
 
     stage: ReportStage = job.stage
-    cards = {one.stage: (paths, card_of_files(paths)) for one, paths in _made_data(job.records, job.store)}
+    cards = {one.stage: (paths, card_of_files(paths)) for one, paths in made_data(job.records, job.store)}
     sources = sources_of(job.recipe, {name: card for name, (_, card) in cards.items()})
     report = collect_report(
         stage.title, stage.summary, stage.notes, stage.evaluations, job.records, job.store.folder, stage.comparisons,
@@ -117,7 +117,7 @@ def found_of_base(model: str, records: Mapping[str, Record], store: Store) -> tu
 # -- data -------------------------------------------------------------------------------------------------------------
 
 
-def _made_data(records: Mapping[str, Record], store: Store) -> Iterator[tuple[Record, list[Path]]]:
+def made_data(records: Mapping[str, Record], store: Store) -> Iterator[tuple[Record, list[Path]]]:
     """The stages that made data, and the files that they made."""
     for record in records.values():
         if "files" in record.results:
@@ -194,7 +194,5 @@ def flops_of(records: Mapping[str, Record], store: Store) -> dict[str, float]:
 
 def report_identity(recipe: Recipe) -> dict[str, Any]:
     """What a page shows of a recipe that is no part of any other fingerprint: names, and licences of data."""
-    licences = {name: data.licence for name, data in recipe.data.items() if getattr(data, "licence", None)}
+    licences = {name: stated for name, data in recipe.data.items() if (stated := getattr(data, "licence", None))}
     return {"stages": list(recipe.stages), **({"licences": licences} if licences else {})}
-
-

@@ -114,7 +114,8 @@ GROUND = {
 }  # fmt: skip
 # Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.
 _RECIPES = {
-    "recipe", "stage_data", "score_stage", "compare_stage", "report_stage", "data_stages", "training_run", "training_stages", "stages",
+    "recipe", "stage_data", "score_stage", "compare_stage", "report_stage", "data_stages", "training_run",
+    "training_stages", "stages",
     "pipeline", "workloads", "reference",
 }  # fmt: skip
 ABOVE = {
@@ -187,7 +188,7 @@ DOORS: dict[str, set[str]] = {
               "growth.norms", "growth.upcycle", "growth.looped", "conversion", "contamination.membership", "stages",
               "training_run", "training_stages", "pipeline"},
     "httpx": {"generation.server", "checkpoint.remote"},
-    "huggingface_hub": {"checkpoint.remote", "checkpoint.listing"},
+    "huggingface_hub": {"checkpoint.remote", "checkpoint.listing", "checkpoint.upload"},
     "urllib": {"checkpoint.web", "checkpoint.answers", "checkpoint.listing"},
     "http": {"checkpoint.web", "checkpoint.answers"},
     "pydantic": {"recipe", "settings", "data_settings", "data_stage_settings", "stage_settings", "artifacts"},

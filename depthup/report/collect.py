@@ -82,10 +82,10 @@ def collect_report(
     surgeries = [record for record in shown if "plan" in record.results]
     plan = LayerPlan.from_json(surgeries[0].results["plan"]) if surgeries else None
     places = {record.stage: folder_of(record.stage, record.fingerprint) for record in shown}
-    curves, used = _curves(shown, records, places), sources or {}
+    curves = _curves(shown, records, places)
     tables = tuple(_compared(records[name].results) for name in comparisons)
-    scores = _scores([records[name] for name in evaluations], folder_of)
-    story = Story(shown, records, rows, tables, scores, model or final_model(evaluations, records))
+    measured = _scores([record for record in shown if record.kind == "evaluate"], folder_of)
+    story = Story(shown, records, rows, tables, measured, model or final_model(evaluations, records))
     return Report(
         title=title,
         summary=summary,
@@ -95,16 +95,16 @@ def collect_report(
         reference_losses=tuple((row.name, row.loss) for row in rows if row.tokens_seen == 0),
         curves=curves,
         generations=_generations([records[name] for name in evaluations]),
-        scores=scores,
+        scores=_scores([records[name] for name in evaluations], folder_of),
         comparisons=tables,
-        stages=tuple(_card(record) for record in shown),
+        stages=tuple(map(_card, shown)),
         environment=_environment(shown),
         summary_of=summarize(story) if plan else None,
         seams=seam_table(plan, shown, places) if plan else None,
         recovery=recovery_facts(story, curves),
         merges=merge_tables(shown),
         strengths=strength_tables(shown),
-        data=data_tables(shown, used),
+        data=data_tables(shown, sources or {}),
         contamination=contamination_tables(shown, places),
         cost=cost_table(shown, flops or {}),
         citation=bibtex(shown, __version__) if shown else "",
@@ -215,6 +215,7 @@ def _text(value: Any) -> str:
 
 def _environment(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
     last = records[-1].circumstance if records else {}
-    devices = list(dict.fromkeys(device for record in records if (device := str(record.circumstance.get("device", "auto"))) != "auto"))
+    used = (str(record.circumstance.get("device", "auto")) for record in records)
+    devices = list(dict.fromkeys(device for device in used if device != "auto"))
     versions = tuple((key, str(value)) for key, value in last.items() if key not in _NO_VERSION)
     return (("device", ", ".join(devices)), *versions) if devices else versions

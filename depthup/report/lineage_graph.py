@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from . import svg
 from .values import StageCard
 
-_WIDTH, _HEIGHT, _GAP, _RISE = 124.0, 40.0, 16.0, 34.0  # of a box, between boxes, between layers
+_WIDTH, _HEIGHT, _GAP, _RISE = 140.0, 40.0, 16.0, 34.0  # of a box, between boxes, between layers
 _BEND = 22.0  # width of the place through which a long edge passes
 _MARGIN = 8.0
 _SWEEPS = 8
 _SERIES = {"import": 5, "upscale": 4, "pretrain": 0, "sft": 2, "dpo": 3, "sdpo": 3, "merge": 1}  # colour by kind
-_LETTERS = 17  # of a name that fits into a box
+_LETTERS = 19  # of a name that fits into a box
 _STYLE = """\
 svg.fig .edge{stroke:var(--muted);stroke-opacity:.7;stroke-width:1.3;fill:none}
 svg.fig .box{stroke:currentColor;stroke-width:1.6;fill:var(--paper,transparent)}
@@ -54,8 +54,8 @@ def lineage_svg(stages: Sequence[StageCard], *, standalone: bool = False) -> str
     lines = [_edge(places[above], places[below], above, below) for above, below in graph.edges]
     boxes = [_box(stage, *places[name], measured[name]) for name, stage in drawn.items()]
     figure = svg.document(
-        width, height, svg.element("style", _STYLE), *lines, *boxes, title="Lineage", description=describe(list(drawn.values())),
-        standalone=standalone,
+        width, height, svg.element("style", _STYLE), *lines, *boxes, title="Lineage",
+        description=describe(list(drawn.values())), standalone=standalone,
     )  # fmt: skip
     return figure if standalone else figure.replace("<svg ", f'<svg style="width:{width:.0f}px" ', 1)
 
@@ -79,7 +79,7 @@ def _layered(drawn: Mapping[str, StageCard]) -> _Graph:
     depth: dict[str, int] = {}
     for name, stage in drawn.items():
         depth[name] = max((depth[source] + 1 for source in stage.inputs if source in depth), default=0)
-    for name in reversed(drawn):
+    for name in reversed(list(drawn)):
         below = [depth[other] for other, stage in drawn.items() if name in stage.inputs]
         if below and not any(source in drawn for source in drawn[name].inputs):
             depth[name] = min(below) - 1
@@ -166,7 +166,7 @@ def _edge(above: tuple[float, float], below: tuple[float, float], source: Place,
 
 def _box(stage: StageCard, middle: float, top: float, num_measured: int) -> str:
     name = stage.name if len(stage.name) <= _LETTERS else f"{stage.name[: _LETTERS - 1]}\u2026"
-    detail = stage.kind + (f" \u00b7 measured {num_measured}\u00d7" if num_measured else "")
+    detail = stage.kind + (f", measured {num_measured}\u00d7" if num_measured else "")
     is_model = stage.role == "model"
     title = f"{stage.name}: {stage.kind}" + (f" from {_listed(stage.inputs)}" if stage.inputs else "")
     colour = f"s{_SERIES[stage.kind]}" if stage.kind in _SERIES else "m"

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..files import write_text
 from .figures import layer_map_svg, lineage_svg, loss_curve_svg, score_bars_svg
 from .scores import score_board, score_cells
-from .tables import MODEL_HEADERS, model_cells
+from .tables import MODEL_HEADERS, model_cells, number_columns
 from .text import format_seconds, visible
 from .values import ComparedTable, Report, Table
 
@@ -25,10 +25,11 @@ def write_markdown(report: Report, folder: Path) -> None:
 
 def report_figures(report: Report) -> dict[str, tuple[str, str]]:
     """Title and standalone SVG of each figure that the report has, by the name of its file."""
+    scores = score_bars_svg(report.scores, standalone=True) if report.scores else ""
     drawn = {
         "layers": ("Layer map", layer_map_svg(report.plan, standalone=True) if report.plan else ""),
         "loss": ("Loss against tokens seen", loss_curve_svg(report.curves, report.reference_losses, standalone=True)),
-        "scores": ("Scores with their intervals", score_bars_svg(report.scores, standalone=True) if report.scores else ""),
+        "scores": ("Scores with their intervals", scores),
         "lineage": ("Lineage", lineage_svg(report.stages, standalone=True)),
     }
     return {name: (title, figure) for name, (title, figure) in drawn.items() if figure}
@@ -138,10 +139,7 @@ def _generations(report: Report) -> Iterator[str]:
 
 def table_markdown(table: Table) -> str:
     """A table with pipes, its notes below."""
-    numbers = [
-        bool(table.rows) and all(not row[i] or re.match(r"[-+\u2212]?\d", row[i]) for row in table.rows)
-        for i in range(len(table.headers))
-    ]
+    numbers = number_columns(table.rows)
     lines = [
         f"| {' | '.join(escaped(cell) or ' ' for cell in table.headers)} |",
         f"|{'|'.join('---:' if right and i else '---' for i, right in enumerate(numbers))}|",

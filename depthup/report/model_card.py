@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from .text import format_compact
 from .values import DataSource, ModelRow, StageCard, Table
 
 CARD_NAME = "README.md"
+FEWEST_ITEMS = 100  # of a task whose score goes into model-index; the text of the card has all, with their intervals
 _RELATIONS = {"merge": "merge"}  # of a model to its base, in the words of the Hub; all others are fine-tunes
 _TAGS = {"upscale": "depth-up-scaling", "sft": "sft", "dpo": "dpo", "sdpo": "dpo", "merge": "merge"}
 
@@ -81,7 +82,7 @@ def write_model_card(facts: CardFacts, folder: Path) -> None:
         write_text(folder / CARD_NAME, model_card(facts))
     except OSError as error:
         raise OutputError(f"{folder} was not written: {error.strerror}", next_step="choose another folder") from error
-    for scores in facts.scores:
+    for scores in stated_scores(facts.scores):
         write_eval_results(folder, scores)
 
 
@@ -111,11 +112,15 @@ def _fields(facts: CardFacts) -> dict[str, Any]:
     fields["tags"] = ["depthup", *dict.fromkeys(_TAGS[kind] for kind in kinds if kind in _TAGS)]
     if hub := [source.hub_name for source in facts.sources if source.hub_name]:
         fields["datasets"] = list(dict.fromkeys(hub))
-    if facts.scores:
-        fields["model-index"] = [
-            {**one, "name": facts.name} for scores in facts.scores[-1:] for one in model_index(scores)
-        ]
+    if stated := stated_scores(facts.scores):
+        fields["model-index"] = [{**one, "name": facts.name} for scores in stated[-1:] for one in model_index(scores)]
     return fields
+
+
+def stated_scores(scores: Sequence[ModelScores]) -> list[ModelScores]:
+    """What may stand in tables of many models, where no interval is shown: tasks with enough items."""
+    enough = [replace(one, tasks=tuple(task for task in one.tasks if task.num_items >= FEWEST_ITEMS)) for one in scores]
+    return [one for one in enough if one.tasks]
 
 
 def _parts(facts: CardFacts, title: str) -> Iterator[str]:
@@ -177,6 +182,8 @@ def _evaluation(facts: CardFacts) -> Iterator[str]:
 def _licence(facts: CardFacts) -> str:
     if not facts.licence:
         return "Not stated."
-    return f"{escaped(facts.licence)}. Licences of the data it was trained on are in the table above." if (
-        facts.sources
-    ) else f"{escaped(facts.licence)}."
+    return (
+        f"{escaped(facts.licence)}. Licences of the data it was trained on are in the table above."
+        if (facts.sources)
+        else f"{escaped(facts.licence)}."
+    )

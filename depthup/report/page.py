@@ -14,7 +14,7 @@ from . import text
 from .figures import layer_map_svg, lineage_svg, loss_curve_svg, radar_svg, score_bars_svg
 from .scores import score_board, score_cells
 from .svg import figure_style
-from .tables import MODEL_HEADERS, model_cells
+from .tables import MODEL_HEADERS, model_cells, number_columns
 from .values import ModelRow, Report
 
 
@@ -43,7 +43,11 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters: dict[str, Callable[..., Any]] = {"seconds": text.format_seconds, "count": text.format_count}
+    filters: dict[str, Callable[..., Any]] = {
+        "seconds": text.format_seconds,
+        "count": text.format_count,
+        "number_columns": number_columns,
+    }
     environment.filters.update(filters)
     return environment.get_template("page.html.j2").render(
         report=report,
@@ -66,7 +70,8 @@ def render_page(report: Report) -> str:
 def _contents(report: Report) -> list[tuple[str, str]]:
     """Identifier and short name of each section that the page has, in its order."""
     there: dict[str, tuple[str, object]] = {
-        "minute": ("In a minute", report.summary_of), "layers": ("Layers", report.plan), "seams": ("Seams", report.seams),
+        "minute": ("In a minute", report.summary_of), "layers": ("Layers", report.plan),
+        "seams": ("Seams", report.seams),
         "loss": ("Recovery", _loss_curves(report) or report.recovery), "models": ("Models", report.rows),
         "scores": ("Scores", report.scores), "comparisons": ("Verdicts", report.comparisons),
         "merges": ("Merging", report.merges or report.strengths), "generations": ("Continuations", report.generations),

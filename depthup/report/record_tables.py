@@ -34,8 +34,8 @@ def seam_table(plan: LayerPlan, shown: Sequence[Record], places: Mapping[str, Pa
     for seam in plan.seams[:_MOST_SEAMS]:
         row = [f"{seam.below}|{seam.above}", f"{seam.target_layer - 1}|{seam.target_layer}", str(seam.layer_distance)]
         for stage, key in measures:
-            found = next((one for one in dict(probes)[stage] if _is_at(one, seam.target_layer)), {})
-            row.append(f"{found[key]:.3f}" if isinstance(found.get(key), int | float) else "")
+            there = [one.get(key) for one in dict(probes)[stage] if _is_at(one, seam.target_layer)]
+            row.append(f"{there[0]:.3f}" if there and isinstance(there[0], int | float) else "")
         rows.append(tuple(row))
     notes = [f"{len(plan.seams) - _MOST_SEAMS} more seams are not shown."] if len(plan.seams) > _MOST_SEAMS else []
     if not probes:
@@ -57,14 +57,18 @@ def _is_at(measured: Mapping[str, Any], target_layer: int) -> bool:
 
 def merge_tables(shown: Sequence[Record]) -> tuple[Table, ...]:
     """Every merge of the lineage: method, what went into it, with which weights."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in shown:
         if one.kind == "merge":
             parts = list(one.inputs)[: len(one.results["weights"])]
             weights = (f"{weight:g} {name}" for weight, name in zip(one.results["weights"], parts, strict=False))
             layers = one.identity.get("layer_weights") or {}
-            rows.append((one.stage, one.results["method"], ", ".join(weights), "yes" if layers else "no"))
-    return (Table("", ("merge", "method", "weights", "other weights by layer"), tuple(rows)),) if rows else ()
+            others = "; ".join(f"layers {key}: {', '.join(f'{x:g}' for x in each)}" for key, each in layers.items())
+            rows.append((one.stage, one.results["method"], ", ".join(weights), others))
+    if not any(row[-1] for row in rows):
+        rows = [row[:-1] for row in rows]
+    headers = ("merge", "method", "weights", "other weights")
+    return (Table("", headers[: len(rows[0])], tuple(rows)),) if rows else ()
 
 
 def strength_tables(shown: Sequence[Record]) -> tuple[Table, ...]:
@@ -149,9 +153,11 @@ def cost_table(shown: Sequence[Record], flops: Mapping[str, float]) -> Table | N
         "all", "", format_seconds(sum(map(_seconds, shown))), "", format_count(sum(map(tokens_trained, shown))),
         _flops(sum(flops[one.stage] for one in shown if one.stage in flops)) if flops else "",
     )  # fmt: skip
-    notes = ("Times are of the runs that made these results, wherever they ran; tokens are those trained on.",)
+    notes: tuple[str, ...] = (
+        "Times are of the runs that made these results, wherever they ran; tokens are those trained on.",
+    )
     if flops:
-        notes += ("Model FLOPs of training as `depthup plan` counts them: nothing that is computed again.",)
+        notes += ("Model FLOPs of training as depthup plan counts them: nothing that is computed again.",)
     headers = ("stage", "kind", "time", "device", "tokens", "FLOPs")
     return Table("", headers, (*rows, total), notes)
 

@@ -56,7 +56,7 @@ def summarize(story: Story) -> Summary:
 
 
 def recovery_facts(story: Story, curves: Sequence[Curve]) -> tuple[tuple[str, str], ...]:
-    """What growing cost, when training had won it back, and where the control stands; nothing where nothing is known."""
+    """What growing cost, when training had won it back, and where the control stands, as far as it was measured."""
     trained, surgery = trained_target(story.shown, story.records), story.surgery
     base, grown = story.loss(story.base), story.loss(surgery.stage) if surgery else None
     facts = []
@@ -109,14 +109,15 @@ def _method(story: Story) -> Iterator[str]:
     surgery = story.surgery
     assert surgery is not None
     plan = LayerPlan.from_json(surgery.results["plan"])
-    slices = plan.text if len(plan.text) <= 60 else f"{len(plan.slices)} slices"
+    slices = ", then ".join(f"{one.start}–{one.stop - 1}" for one in plan.slices)
+    slices = f"base layers {slices}" if len(plan.slices) <= 4 else f"{len(plan.slices)} slices of the base"
     seams = [f"seam {one.below}|{one.above}, layer distance {one.layer_distance}" for one in plan.seams]
     where = seams[0] if len(seams) == 1 else f"{len(seams)} seams"
     often = f"; layers {format_runs(plan.duplicated)} stand more than once" if plan.duplicated else ""
     parameters = format_compact(surgery.results["num_parameters"])
     name = "Depth up-scaling (arXiv:2312.15166)" if is_upscale(plan) else "Surgery"
     yield (
-        f"{name}: {plan.num_base_layers} layers become {plan.num_target_layers}, by base layers {slices} ({where}"
+        f"{name}: {plan.num_base_layers} layers become {plan.num_target_layers}, as {slices} ({where}"
         f"{often}), {parameters} parameters."
     )
     behind = lineage([story.final], story.records) if story.final in story.records else list(story.shown)
@@ -135,7 +136,9 @@ def _result(story: Story) -> Iterator[str]:
         yield f"Surgery alone takes the held-out loss from {format_loss(base)} to {format_loss(grown)} nats per token."
     end = story.loss(trained.stage) if trained else None
     if trained and end is not None:
-        sentence = f"After {format_count(tokens_trained(trained))} tokens of continued pretraining it is {format_loss(end)}"
+        sentence = (
+            f"After {format_count(tokens_trained(trained))} tokens of continued pretraining it is {format_loss(end)}"
+        )
         yield sentence + (f", {_side(end, base)} the base." if base is not None else ".")
     control = control_of(story.shown, story.records)
     other = story.loss(control.stage) if control else None
@@ -165,7 +168,7 @@ def _key_sentence(story: Story) -> str:
 
 
 def _verdict(table: ComparedTable, name: str, verdict: str) -> str:
-    return f"{name} against {table.rows[0].name}, {table.headers[0]}: {verdict}."
+    return f"{name} against {table.rows[0].name}, by {table.headers[0]}: {verdict}."
 
 
 def _limits(story: Story) -> Iterator[str]:
@@ -198,8 +201,10 @@ def _limits_of_scores(story: Story) -> Iterator[str]:
     if "decontaminate" not in behind:
         yield "What the models were trained on was not checked against the test sets."
     if surgery_of(story.final, story.records) and "import" in {one.kind for one in story.shown}:
-        yield "Nor is it known what the base saw before." if "decontaminate" not in behind else (
-            "What the base saw before is not known."
+        yield (
+            "Nor is it known what the base saw before."
+            if "decontaminate" not in behind
+            else ("What the base saw before is not known.")
         )
 
 
