@@ -13,8 +13,9 @@ from . import svg
 from .values import StageCard
 
 _WIDTH, _HEIGHT, _GAP, _RISE = 140.0, 40.0, 16.0, 34.0  # of a box, between boxes, between layers
-_BEND = 22.0  # width of the place through which a long edge passes
+_BEND = 6.0  # width of the place through which a long edge passes
 _MARGIN = 8.0
+_NARROW = 330.0  # a wider graph begins at the left, so that a phone shows its beginning
 _SWEEPS = 8
 _SERIES = {"import": 5, "upscale": 4, "pretrain": 0, "sft": 2, "dpo": 3, "sdpo": 3, "merge": 1}  # colour by kind
 _LETTERS = 19  # of a name that fits into a box
@@ -124,12 +125,12 @@ def _ordered(graph: _Graph) -> _Graph:
 
 
 def _placed(graph: _Graph) -> tuple[dict[Place, tuple[float, float]], float]:
-    """Middle and top of each place, and the width of the figure: layers are centred, then pulled."""
+    """Middle and top of each place, and the width of the figure: layers stand at the left, or are centred, then are pulled."""
     sizes = [[_WIDTH if isinstance(place, str) else _BEND for place in layer] for layer in graph.layers]
     width = max(sum(row) + _GAP * (len(row) - 1) for row in sizes) + 2 * _MARGIN
     places: dict[Place, tuple[float, float]] = {}
     for level, (layer, row) in enumerate(zip(graph.layers, sizes, strict=True)):
-        x = (width - sum(row) - _GAP * (len(row) - 1)) / 2
+        x = _MARGIN if width > _NARROW else (width - sum(row) - _GAP * (len(row) - 1)) / 2
         for place, size in zip(layer, row, strict=True):
             places[place] = (x + size / 2, _MARGIN + level * (_HEIGHT + _RISE))
             x += size + _GAP

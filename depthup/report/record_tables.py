@@ -15,44 +15,56 @@ from .values import DataSource, Table
 
 _MOST_SEAMS = 24
 # A figure of a probe at a seam -> its heading.
-_MEASURES = {
-    "cosine": "cosine", "relative_change": "relative change", "rms_below": "RMS below", "rms_above": "RMS above",
-    "rms": "RMS ratio", "loss": "loss", "loss_change": "loss change",
-}  # fmt: skip
+_MEASURES = {"cosine": "cosine", "rms_ratio": "RMS ratio", "loss_jump": "loss jump"}
 
 
 def seam_table(plan: LayerPlan, shown: Sequence[Record], places: Mapping[str, Path]) -> Table | None:
-    """A row a seam: where it is, its layer distance, and what probes of the lineage measured there; None for none."""
+    """A row a seam: where it is, its layer distance, and what a probe on the page measured there; None for none.
+
+    Of a probe that saw the trained target, cosine and RMS ratio stand before and after training.
+    """
     if not plan.seams:
         return None
-    probes = [(one.stage, found) for one in shown if (found := _probed(one, places[one.stage]))]
-    measures = [(stage, key) for stage, found in probes for key in _MEASURES if any(key in one for one in found)]
-    named = len({stage for stage, _ in measures}) > 1
-    headers = ["seam", "target layers", "layer distance"]
-    headers += [f"{_MEASURES[key]} ({stage})" if named else _MEASURES[key] for stage, key in measures]
+    probed = next((found for one in shown if (found := _probed(places[one.stage], plan))), {})
+    columns = [
+        (side, key) for side, found in probed.items() for key in _MEASURES if any(_number(one, key) for one in found)
+    ]
     rows = []
     for seam in plan.seams[:_MOST_SEAMS]:
         row = [f"{seam.below}|{seam.above}", f"{seam.target_layer - 1}|{seam.target_layer}", str(seam.layer_distance)]
-        for stage, key in measures:
-            there = [one.get(key) for one in dict(probes)[stage] if _is_at(one, seam.target_layer)]
-            row.append(f"{there[0]:.3f}" if there and isinstance(there[0], int | float) else "")
+        for side, key in columns:
+            row.append(
+                next((_number(one, key) for one in probed[side] if one["target_layer"] == seam.target_layer), "")
+            )
         rows.append(tuple(row))
     notes = [f"{len(plan.seams) - _MOST_SEAMS} more seams are not shown."] if len(plan.seams) > _MOST_SEAMS else []
-    if not probes:
-        notes.append("Only distances in layers are known: no probe of this model stands in the recipe.")
-    return Table("", tuple(headers), tuple(rows), tuple(notes))
+    if probed:
+        notes += [
+            "Cosine: of the stream that arrives at the upper layer with the one that reached it in the base. RMS ratio:"
+            " of their sizes. Loss jump: what the seam adds to the loss, in nats per token.",
+        ]
+    else:
+        notes.append("Only distances in layers are known: the page shows no probe of this plan.")
+    headers = ("seam", "target layers", "layer distance", *(f"{_MEASURES[key]}{side}" for side, key in columns))
+    return Table("", headers, tuple(rows), tuple(notes))
 
 
-def _probed(record: Record, place: Path) -> list[Mapping[str, Any]]:
-    """What a probe tells of seams, in its record or in ``probe.json``: a mapping for each."""
-    found = record.results.get("seams")
-    if found is None and (place / "probe.json").is_file():
-        found = json.loads((place / "probe.json").read_text(encoding="utf-8")).get("seams")
-    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+def _probed(place: Path, plan: LayerPlan) -> dict[str, list[Mapping[str, Any]]]:
+    """What ``probe.json`` in a stage's folder tells of the seams of a plan, by the side of training; empty for none."""
+    path = place / "probe.json"
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    trained = found.get("trained") or {}
+    if trained.get("layers") == plan.text:
+        return {f", {side} training": list(trained[side]["seams"]) for side in ("before", "after")}
+    tried = (one for one in [*found.get("tried", ()), *found.get("upscale", ())] if one.get("layers") == plan.text)
+    return {"": list(one["seams"]) for one in tried}
 
 
-def _is_at(measured: Mapping[str, Any], target_layer: int) -> bool:
-    return bool(measured.get("target_layer", measured.get("layer")) == target_layer)
+def _number(measured: Mapping[str, Any], key: str) -> str:
+    value = measured.get(key)
+    return f"{value:.3f}".replace("-", "\u2212") if isinstance(value, int | float) else ""
 
 
 def merge_tables(shown: Sequence[Record]) -> tuple[Table, ...]:
