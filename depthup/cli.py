@@ -30,6 +30,7 @@ from .merge_verb import add_merge
 from .plan_options import add_plan_options, chosen_plan, names_a_plan
 from .plan_verb import add_plan
 from .probe_verb import add_probe
+from .push_verb import add_push
 from .recipe_verbs import add_report, add_run, add_status
 from .recipe_verbs import add_verb as _verb
 from .synthesize_verb import add_synthesize
@@ -38,9 +39,9 @@ from .upcycle_verb import add_upcycle
 from .why_verb import add_why
 
 _OTHERS = (
-    add_upcycle, add_loop, add_unroll, add_probe, add_generate, add_merge, add_plan, add_run, add_status,
-    add_report, add_evaluate, add_compare, add_preview, add_rates, add_synthesize, add_decontaminate, add_audit,
-    add_data, add_membership, add_why, add_gc, add_adopt, add_fit, add_choose,
+    add_upcycle, add_loop, add_unroll, add_probe, add_choose, add_generate, add_merge, add_plan, add_run,
+    add_status, add_report, add_push, add_evaluate, add_compare, add_fit, add_preview, add_rates, add_synthesize,
+    add_decontaminate, add_audit, add_data, add_membership, add_why, add_gc, add_adopt,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .settings import Settings
+from .settings import Settings, free
 
 
 class _Data(Settings):
@@ -19,6 +19,7 @@ class _Data(Settings):
         description="Stop reading a side behind the document that reaches so many tokens: a data set on the"
         " hub is streamed only so far. Not for preference pairs.",
     )
+    licence: str | None = free(None, "Of the data, for cards; of what stages make, that of the rows.")
 
 
 class InstalledDocsData(_Data):

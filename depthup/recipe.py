@@ -119,6 +119,8 @@ def _check_references(stage: Stage, place: str, above: Mapping[str, Stage]) -> N
                 f"{place}.{setting}: '{name}' is no stage above this one{nearest(name, above)}",
                 allowed=(", ".join(above) or "none yet") + (", or a folder" if wanted == "checkpoint" else ""),
             )
+        if wanted == "any":
+            continue
         if name in above and (wanted != above[name].MAKES or (wanted == "data" and above[name].kind != "synthesize")):
             raise RecipeError(
                 f"{place}.{setting}: stage '{name}' is of kind {above[name].kind}", allowed=_NAMED[wanted]

@@ -181,14 +181,20 @@ def add_report(verbs: Any) -> None:
     parser = add_verb(verbs, "report", _report, "write the report page of a recipe whose stages are made", """
 examples:
   depthup report recipes/quickstart
+  depthup report recipes/quickstart --out site       index.html, report.md, model card, data cards, citation
+With several report stages each has a folder of its name in DIR (docs/report.md).
 """)  # fmt: skip
     _add_recipe_options(parser)
+    parser.add_argument("--out", metavar="DIR", help="also copy page, Markdown and cards there; it must not exist")
 
 
 def _report(options: argparse.Namespace) -> None:
     from .errors import RecipeError
+    from .files import refuse_existing
     from .pipeline import outcome, run
 
+    if options.out:
+        refuse_existing(Path(options.out))
     recipe, store = open_recipe(options)
     pages = [name for name, stage in recipe.stages.items() if stage.kind == "report"]
     if not pages:
@@ -198,6 +204,21 @@ def _report(options: argparse.Namespace) -> None:
     for page in pages:
         nodes = run(recipe, store, only=page, tell=lambda line: None)
     print(outcome(nodes))
+    if options.out:
+        _copy_reports({page: nodes[page].folder for page in pages}, Path(options.out))
+        print(f"written: {options.out}")
+
+
+def _copy_reports(folders: dict[str, Path], out: Path) -> None:
+    """Copy what report stages wrote, without their records, into a folder that is there only when whole."""
+    import shutil
+
+    from .files import publishing
+
+    with publishing(out) as partial:
+        for name, folder in folders.items():
+            place = partial / name if len(folders) > 1 else partial
+            shutil.copytree(folder, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("record.json"))
 
 
 def open_recipe(options: argparse.Namespace) -> tuple[Any, Any]:

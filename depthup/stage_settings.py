@@ -406,9 +406,11 @@ PAPER_ROWS = (
 
 
 class ReportStage(StageSettings):
-    """One self-contained HTML page: layer map, loss curve, table, generations, lineage."""
+    """One self-contained page that tells a run from its records, the same as Markdown, model and data cards."""
 
-    INPUTS: ClassVar[Mapping[str, Made]] = {"evaluations": "scores", "comparisons": "comparison"}
+    INPUTS: ClassVar[Mapping[str, Made]] = {
+        "evaluations": "scores", "comparisons": "comparison", "others": "any", "model": "checkpoint",
+    }  # fmt: skip
     MAKES: ClassVar[Made] = "page"
     kind: Literal["report"]
     title: str = Field(description="Heading of the page.")
@@ -416,6 +418,14 @@ class ReportStage(StageSettings):
     comparisons: tuple[str, ...] = Field((), description="Compare stages, one a table with verdicts.")
     summary: str = Field("", description="One sentence below the heading.")
     notes: tuple[str, ...] = Field((), description="What the result shows, and what it does not.")
+    others: tuple[str, ...] = Field(
+        (), description="Further stages that the page shows, as probes and checks that no evaluated model comes from."
+    )
+    model: str | None = Field(
+        None, description="Stage whose model card is written; that of the last evaluation, where it is not said."
+    )
+    licence: str | None = Field(None, description="Of that model, as the Hub calls it (`apache-2.0`); else its base's.")
+    base_model: str | None = Field(None, description="The base's name on the Hub, where the recipe does not name it.")
 
 
 TrainingStage = PretrainStage | SftStage | DpoStage | SdpoStage

@@ -16,6 +16,7 @@ from .errors import CheckpointError
 from .files import require_space
 from .loop_stage import run_loop
 from .recipe import Recipe
+from .report_stage import report_identity, run_report
 from .score_stage import benchmark_identity, score_benchmarks
 from .stage_data import Job, data_identity, held_out_rows
 from .stage_settings import (
@@ -78,7 +79,7 @@ def identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, str], digests: D
     if isinstance(stage, EvaluateStage) and stage.asked:
         settings |= benchmark_identity(stage, recipe, digests)
     if isinstance(stage, ReportStage):
-        settings["stages"] = list(recipe.stages)  # a page shows names, which are no part of any other fingerprint
+        settings |= report_identity(recipe)
     kind = KINDS[stage.kind]
     is_random = isinstance(stage, TrainingStage | SynthesizeStage | AlignmentStage | UpcycleStage | LoopStage) or (
         isinstance(stage, ImportStage) and stage.random is not None
@@ -240,20 +241,6 @@ def _measured(job: Job) -> dict[str, Any]:
     return results
 
 
-def run_report(job: Job, folder: Path) -> dict[str, Any]:
-    """One page from the records; computes nothing itself."""
-    from .files import write_text
-    from .report.collect import collect_report
-    from .report.page import render_page
-
-    stage: ReportStage = job.stage
-    report = collect_report(
-        stage.title, stage.summary, stage.notes, stage.evaluations, job.records, job.store.to_read, stage.comparisons
-    )
-    write_text(folder / "page.html", render_page(report))
-    return {"page": "page.html"}
-
-
 KINDS: dict[str, Kind] = {
     "import": Kind(run_import),
     "upscale": Kind(run_upscale),
@@ -269,5 +256,5 @@ KINDS: dict[str, Kind] = {
     "decontaminate": Kind(run_decontaminate, resumable=True),
     "evaluate": Kind(run_evaluate, computes=True),
     "compare": Kind(run_compare),
-    "report": Kind(run_report),
+    "report": Kind(run_report, version=2),
 }

@@ -213,7 +213,7 @@ def test_scores_that_are_left_out_leave_the_table_out_with_the_reason(tmp_path: 
     }})  # fmt: skip
     nodes = run(recipe, Store(tmp_path / "store"), device="cpu", progress=False, tell=lambda line: None)
     assert nodes["table"].record.results == {"title": "A table", "left_out": "no network today"}
-    page = (nodes["page"].folder / "page.html").read_text()
+    page = (nodes["page"].folder / "index.html").read_text()
     assert "A table" in page
     assert "left out: no network today" in page
 

@@ -159,6 +159,7 @@ ABOVE = {
     },
     "recipe": {
         "data_stages",
+        "report_stage",
         "adoption",
         "jobs",
         "stage_data",
@@ -200,7 +201,7 @@ DOORS: dict[str, set[str]] = {
               "contamination.membership", "choosing.probes", "stages", "training_run", "training_stages",
               "pipeline"},
     "httpx": {"generation.server", "checkpoint.remote"},
-    "huggingface_hub": {"checkpoint.remote", "checkpoint.listing"},
+    "huggingface_hub": {"checkpoint.remote", "checkpoint.listing", "checkpoint.upload"},
     "urllib": {"checkpoint.web", "checkpoint.answers", "checkpoint.listing"},
     "http": {"checkpoint.web", "checkpoint.answers"},
     "pydantic": {"recipe", "settings", "data_settings", "data_stage_settings", "stage_settings", "artifacts"},

@@ -82,14 +82,14 @@ def test_the_trained_target_is_a_whole_checkpoint_and_better_than_before(made) -
 
 def test_the_page_and_the_table_show_what_the_records_say(made) -> None:
     _, nodes, _ = made
-    page = (nodes["page"].folder / "page.html").read_text()
+    page = (nodes["page"].folder / "index.html").read_text()
     table = outcome(nodes)
     for name in ("base", "target", "trained"):
         results = nodes[f"{name}-loss"].record.results
         assert f"{results['loss']:.3f}" in page
         assert f"{results['loss']:.3f}" in table
         assert f"{results['num_parameters']:,}" in page + table
-    assert str(nodes["page"].folder / "page.html") in table
+    assert str(nodes["page"].folder / "index.html") in table
 
 
 def test_a_second_run_does_nothing(made) -> None:
@@ -137,7 +137,7 @@ def test_a_renamed_stage_is_found_and_shown_under_its_new_name(made) -> None:
     (row,) = [line.split() for line in outcome(again).splitlines() if line.startswith("healed")]
     (before,) = [line.split() for line in outcome(nodes).splitlines() if line.startswith("trained")]
     assert row[1:] == before[1:]
-    page = (again["page"].folder / "page.html").read_text()
+    page = (again["page"].folder / "index.html").read_text()
     assert "healed" in page
     assert "as it came" not in page
 

@@ -72,7 +72,7 @@ def _alpaca(number: int) -> dict[str, str]:
 def test_every_model_of_the_papers_tables_is_made_scored_and_judged(tmp_path: Path, data: Path) -> None:
     recipe, store = small(), Store(tmp_path / "store")
     nodes = run(recipe, store, device="cpu", progress=False, tell=lambda line: None)
-    page = (nodes["page"].folder / "page.html").read_text()
+    page = (nodes["page"].folder / "index.html").read_text()
     for name in ("table-2", "table-3", "table-4", "table-5", "table-6", "table-7"):
         table = nodes[name].record.results
         assert [row["name"] for row in table["rows"]] == [

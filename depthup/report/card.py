@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,16 @@ def with_model_index(card: str, scores: ModelScores, source: Source | None = Non
     Raises:
         DataError: The card's front matter is no YAML mapping.
     """
+    fields, body = split_card(card)
+    return join_card({**fields, "model-index": model_index(scores, source)}, body)
+
+
+def split_card(card: str) -> tuple[dict[str, Any], str]:
+    """The fields of a card's front matter, and what stands below; no fields where there is no front matter.
+
+    Raises:
+        DataError: The front matter is no YAML mapping.
+    """
     found = re.match(r"---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", card, re.DOTALL | re.MULTILINE)
     head, body = (found[1], card[found.end() :]) if found else ("", card)
     try:
@@ -79,8 +90,12 @@ def with_model_index(card: str, scores: ModelScores, source: Source | None = Non
         ) from error
     if not isinstance(fields, dict):
         raise DataError("the front matter of the card is no mapping", next_step="put it right: it stands between ---")
-    fields["model-index"] = model_index(scores, source)
-    return f"---\n{_yaml(fields)}---\n{body}"
+    return fields, body
+
+
+def join_card(fields: Mapping[str, Any], body: str) -> str:
+    """A card of front matter and text."""
+    return f"---\n{_yaml(dict(fields))}---\n{body}"
 
 
 def eval_results(scores: ModelScores, source: Source | None = None, date: str | None = None) -> dict[str, str]:

@@ -9,11 +9,12 @@ from ..errors import DepthupError
 from ..files import write_text
 from ..layers import LayerPlan
 from .layer_map import layer_map_svg
+from .lineage_graph import lineage_svg
 from .loss_curve import loss_curve_svg
 from .radar import radar_svg
 from .score_bars import score_bars_svg
 
-__all__ = ["layer_map_svg", "loss_curve_svg", "radar_svg", "score_bars_svg"]
+__all__ = ["layer_map_svg", "lineage_svg", "loss_curve_svg", "radar_svg", "score_bars_svg"]
 
 
 def _main(arguments: list[str]) -> int:

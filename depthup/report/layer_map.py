@@ -116,7 +116,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def _is_upscale(plan: LayerPlan) -> bool:
+def is_upscale(plan: LayerPlan) -> bool:
     """Whether the plan is a lower copy from the bottom of the base and an upper copy up to its top."""
     return len(plan.slices) == 2 and plan.slices[0].start == 0 and plan.slices[1].stop == plan.num_base_layers
 
@@ -201,7 +201,7 @@ def _copy(plan: LayerPlan, layout: _Layout, i: int, part: Slice) -> Iterator[str
             yield from _heading(layout, middle, plan.num_target_layers, f"{len(plan.slices)} slices", "in turn")
         return
     top = bottom + n
-    if _is_upscale(plan):
+    if is_upscale(plan):
         name = ("lower copy", "upper copy")[i]
         yield from _heading(layout, x, top, name, f"{('first', 'last')[i]} {part.num_layers} of {n}")
     else:

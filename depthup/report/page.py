@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from ..layers import LayerPlan
 from . import text
-from .figures import layer_map_svg, loss_curve_svg, radar_svg, score_bars_svg
+from .figures import layer_map_svg, lineage_svg, loss_curve_svg, radar_svg, score_bars_svg
 from .scores import score_board, score_cells
 from .svg import figure_style
-from .tables import MODEL_HEADERS, model_cells
+from .tables import MODEL_HEADERS, model_cells, number_columns
 from .values import ModelRow, Report
 
 
@@ -43,7 +43,11 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    filters: dict[str, Callable[..., Any]] = {"seconds": text.format_seconds, "count": text.format_count}
+    filters: dict[str, Callable[..., Any]] = {
+        "seconds": text.format_seconds,
+        "count": text.format_count,
+        "number_columns": number_columns,
+    }
     environment.filters.update(filters)
     return environment.get_template("page.html.j2").render(
         report=report,
@@ -56,8 +60,27 @@ def render_page(report: Report) -> str:
         headers=MODEL_HEADERS,
         table=[(row, model_cells(row)) for row in report.rows],
         held_out_tokens=sorted({row.num_held_out_tokens for row in report.rows}),
+        has_control=any(curve.is_control for curve in report.curves),
+        lineage_graph=Markup(lineage_svg(report.stages)),
+        contents=_contents(report),
         stage_numbers={stage.name: number for number, stage in enumerate(report.stages, 1)},
     )
+
+
+def _contents(report: Report) -> list[tuple[str, str]]:
+    """Identifier and short name of each section that the page has, in its order."""
+    there: dict[str, tuple[str, object]] = {
+        "minute": ("In a minute", report.summary_of), "layers": ("Layers", report.plan),
+        "seams": ("Seams", report.seams),
+        "loss": ("Recovery", _loss_curves(report) or report.recovery), "models": ("Models", report.rows),
+        "scores": ("Scores", report.scores), "comparisons": ("Verdicts", report.comparisons),
+        "merges": ("Merging", report.merges or report.strengths), "generations": ("Continuations", report.generations),
+        "notes": ("What this shows", report.notes), "data": ("Data", report.data),
+        "contamination": ("Contamination", report.contamination), "cost": ("Cost", report.cost),
+        "lineage": ("Lineage", report.stages), "environment": ("Environment", report.environment),
+        "citation": ("Citation", report.citation),
+    }  # fmt: skip
+    return [(name, title) for name, (title, value) in there.items() if value]
 
 
 def _finalize(value: object) -> object:

@@ -10,6 +10,7 @@ from .text import format_count, format_loss, format_perplexity, perplexity, visi
 from .values import ModelRow
 
 MODEL_HEADERS = ("model", "layers", "parameters", "tokens seen", "held-out loss", "perplexity")
+_LIKE_A_NUMBER = re.compile(r"[-+\u2212]?\d[\d.,|eE]*( ?(%|[kMBT]|s|± [\d.,]+|min( \d\d s)?|h \d\d min))?")
 _NUMBER = re.compile(r"[-+\u2212]?(\d[\d,]*(\.\d+)?([eE][-+]?\d+)?[%kMBT]?|inf|nan)")
 
 
@@ -42,6 +43,14 @@ def render_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> st
 
     lines = [line(cells) for cells in zip(*columns, strict=True)]
     return "\n".join([lines[0], "  ".join("\u2500" * width for width in widths), *lines[1:]]) if lines else ""
+
+
+def number_columns(rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Of each column whether all that stands in it are numbers, with or without what goes with one (``5.1 ± 0.2``)."""
+    return [
+        any(column) and all(not cell or _LIKE_A_NUMBER.fullmatch(cell) for cell in column)
+        for column in zip(*rows, strict=True)
+    ]
 
 
 def model_cells(row: ModelRow) -> tuple[str, ...]:

@@ -23,12 +23,13 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class Curve:
-    """One training run; each point is (tokens seen, value), losses in nats per token."""
+    """One training run; each point is (tokens seen since the base, value), losses in nats per token."""
 
     name: str
     training: tuple[tuple[int, float], ...]  # each step
     held_out: tuple[tuple[int, float], ...]
     learning_rate: tuple[tuple[int, float], ...]
+    is_control: bool = False  # of the base, trained on without growing
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,37 @@ class Generation:
 
     prompt: str
     continuations: tuple[tuple[str, str], ...]  # (model name, text)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """An entry under a recipe's ``data:``, as a reader asks of it."""
+
+    name: str
+    where: str  # in words
+    licence: str  # empty where nobody states it
+    hub_name: str = ""  # owner/name on the Hub; empty for none
+    stage: str = ""  # the stage that made it; empty for none
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text. A first heading that is empty is that of names."""
+
+    title: str
+    headers: tuple[str, ...]  # one a column
+    rows: tuple[tuple[str, ...], ...]  # as many cells each; the first names the row
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a reader takes along in a minute; every number in it is of the records."""
+
+    problem: str
+    method: tuple[str, ...]  # sentences
+    result: tuple[str, ...]  # sentences, the one that counts first
+    limits: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -49,6 +81,7 @@ class StageCard:
     seconds: float
     inputs: tuple[str, ...]  # names of stages
     settings: tuple[tuple[str, str], ...]  # flattened key, value
+    role: str = "model"  # or "data", "measure": what the graph of the lineage draws
 
 
 @dataclass(frozen=True)
@@ -88,3 +121,12 @@ class Report:
     environment: tuple[tuple[str, str], ...]  # versions, device
     scores: tuple[ModelScores, ...] = ()  # one a model, all of one suite
     comparisons: tuple[ComparedTable, ...] = ()
+    summary_of: Summary | None = None
+    seams: Table | None = None
+    recovery: tuple[tuple[str, str], ...] = ()  # what the loss curve shows, in words and numbers
+    merges: tuple[Table, ...] = ()
+    strengths: tuple[Table, ...] = ()  # per task, where one model is better than another
+    data: tuple[Table, ...] = ()
+    contamination: tuple[Table, ...] = ()
+    cost: Table | None = None
+    citation: str = ""  # BibTeX

@@ -220,7 +220,7 @@ stages:
 """)
     store = Store(tmp_path / "runs")
     nodes = run(load_recipe(recipe), store, device="cpu", progress=False, tell=lambda text: None)
-    page = (store.folder("page", nodes["page"].fingerprint) / "page.html").read_text()
+    page = (store.folder("page", nodes["page"].fingerprint) / "index.html").read_text()
     assert "WinoGrande" in page and "TruthfulQA" in page
     scores = read_results(store.folder("target-scores", nodes["target-scores"].fingerprint) / "scores")
     assert [len(task.values) for task in scores.tasks] == [4, 4]
