@@ -27,9 +27,9 @@ from .web import Web
 _ASKED_FOR = (
     "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "adapter_config.json", "added_tokens.json", "chat_template.jinja",
     "chat_template.json", "depthup.json", "generation_config.json", "hf_quant_config.json", "kv_cache_scales.json",
-    "merges.txt", "preprocessor_config.json", "processor_config.json", "quant_config.json", "quantization_config.json",
-    "quantize_config.json", "special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer.model",
-    "tokenizer_config.json", "vocab.json", "vocab.txt",
+    "merges.txt", "modules.json", "preprocessor_config.json", "processor_config.json", "quant_config.json",
+    "quantization_config.json", "quantize_config.json", "special_tokens_map.json", "spiece.model", "tokenizer.json",
+    "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
 )  # fmt: skip
 _NUM_CONNECTIONS = 8  # for small files; most of the time is waiting
 

@@ -13,6 +13,7 @@ from ..checkpoint.reader import Tensor
 from ..errors import CheckpointError
 from .arrays import FLOATS, encode
 from .inits import Bench, Maker
+from .residual import adds_to_stream
 
 _STANDARD_DEVIATION = 0.02  # the default of transformers' configs, for those that say nothing
 _CHUNK_ELEMENTS = 1 << 21
@@ -24,13 +25,16 @@ def random(bench: Bench, target: int) -> dict[str, Maker]:
     """Normal noise for the weights of linear maps; norms, biases and other vectors as in the source.
 
     Its width is the config's ``initializer_range`` (or ``init_std``), 0.02 where the config has neither; for residual
-    outputs that over sqrt(2 s), with s target layers, as GPT-2 starts them (Radford et al. 2019, section 2.3). Each
-    tensor has a stream of its own, from the seed and its name, so that no tensor depends on the order of the others.
+    outputs that over sqrt(2 s), with s target layers, as GPT-2 starts them (Radford et al. 2019, section 2.3). Where
+    layers are not proven to add to a stream (BERT's, which are post-norm), all maps have the one width, as BERT starts
+    them (Devlin et al. 2018, arXiv:1810.04805). Each tensor has a stream of its own, from the seed and its name, so
+    that no tensor depends on the order of the others.
 
     Raises:
         CheckpointError: The weights are quantised.
     """
-    held, outputs = bench.source(target), bench.residual(target).outputs
+    held = bench.source(target)
+    outputs = bench.residual(target).outputs if adds_to_stream(bench.base.config, bench.stack) else {}
     numbers = bench.plan.init(target).numbers
     seed = int(numbers[0]) if numbers else 0
     width = _standard_deviation(bench)

@@ -123,6 +123,14 @@ class Residual:
     gains: Mapping[str, float]
 
 
+def adds_to_stream(config: Mapping[str, Any], stack: Stack) -> bool:
+    """Whether layers of this family are proven to add to a stream that they do not change otherwise."""
+    scope = stack.fields(config)
+    kind = str(scope.get("model_type"))
+    key, needed, default = NEEDS.get(kind, ("", True, True))
+    return kind in PROVEN and scope.get(key, default) is needed
+
+
 def find_residual(config: Mapping[str, Any], stack: Stack, layer: Mapping[str, Tensor]) -> Residual:
     """How the branches of one layer, given by its tensors, reach the stream.
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.carry import carried_files, carry
+from ..checkpoint.carry import carried_files, carry, module_folders
 from ..checkpoint.config import grow_config, refuse_family
 from ..checkpoint.names import Stack, find_stack
 from ..checkpoint.quantization import carry_metadata, carry_side_files
@@ -150,6 +150,8 @@ def plan_surgery(
         require_here(base, f"layers that start as {', '.join(computed)} are computed from its weights")
     if link:
         require_here(base, "only files of this disk can be linked")
+    if below := module_folders(base.folder):
+        require_here(base, f"its modules.json names folders that go along: {', '.join(below)}")
     for fields in (base.config, stack.fields(base.config)):
         refuse_family(fields)
     layers, outside = sorted_tensors(base, stack)

@@ -205,6 +205,14 @@ def test_links_to_what_is_not_here_are_refused(server: Server, model: Path, tmp_
         upscale(server.url, tmp_path / "out", PLAN, link=True)
 
 
+def test_a_sentence_encoder_with_modules_in_folders_is_not_streamed_without_them(
+    server: Server, model: Path, tmp_path: Path
+) -> None:
+    (model / "modules.json").write_text('[{"path": ""}, {"path": "1_Pooling"}]')
+    with pytest.raises(CheckpointError, match="folders that go along: 1_Pooling"):
+        upscale(server.url, tmp_path / "out", PLAN)
+
+
 def test_digests_of_all_files_can_be_had(server: Server, model: Path, tmp_path: Path) -> None:
     upscale(server.url, tmp_path / "out", PLAN, digests=True, resume=True)
     upscale(model, tmp_path / "local", PLAN, digests=True)

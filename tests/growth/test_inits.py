@@ -9,6 +9,7 @@ from pathlib import Path
 import pico
 import pytest
 import torch
+import transformers
 from grown import DOWN, DTYPES, NORM, UP, grow, layer, logits, tensors
 
 from depthup.blending import blend
@@ -255,6 +256,19 @@ def test_random_layers_are_noise_of_the_models_own_width(base: Base, tmp_path: P
     again = grow(folder, tmp_path / "again", "0-2,2,5:random,3-6,6:random(8)")  # 4 is drawn after other layers now
     assert torch.equal(again[layer(4, UP)], grown[layer(4, UP)])
     assert not torch.equal(again[layer(9, UP)], grown[layer(9, UP)])
+
+
+def test_post_norm_layers_are_drawn_with_one_width(tmp_path: Path) -> None:
+    config = transformers.BertConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=7, num_attention_heads=2, vocab_size=64
+    )
+    transformers.BertModel(config).save_pretrained(tmp_path / "base")
+    with pytest.raises(CheckpointError, match="post-norm layers"):
+        grow(tmp_path / "base", tmp_path / "silent", "0-6,6:identity")
+    grown = grow(tmp_path / "base", tmp_path / "out", "0-6,6:random")
+    for part in ("attention.self.query", "attention.output.dense", "output.dense"):
+        assert grown[f"encoder.layer.7.{part}.weight"].std().item() == pytest.approx(config.initializer_range, rel=0.02)
+    transformers.BertModel.from_pretrained(tmp_path / "out")
 
 
 def test_decays_and_convolutions_are_not_drawn(base: Base, tmp_path: Path) -> None:

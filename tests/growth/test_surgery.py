@@ -256,6 +256,24 @@ def test_tokenizer_template_licence_and_code_go_along_and_the_rest_stays(base, t
     assert {name: written[name] for name in GO_ALONG} == {name: digest(folder)[name] for name in GO_ALONG}
 
 
+def test_the_modules_of_a_sentence_encoder_go_along_with_what_they_hold(base, tmp_path: Path) -> None:
+    folder = shutil.copytree(base(), tmp_path / "base")
+    modules = ["", "1_Pooling", "2_Dense", "3_Normalize", "../base", "/etc", ".cache", 7]
+    (folder / "modules.json").write_text(json.dumps([{"idx": 0, "path": path} for path in modules]))
+    whole = ("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors")
+    for name in (*whole, "9_other/config.json", ".cache/x"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    upscale(folder, tmp_path / "out", LayerPlan.upscale(N, 2))
+    written = digest(tmp_path / "out")
+    assert {name for name in written if "/" in name} == set(whole)
+    assert all(written[name] == digest(folder)[name] for name in whole)
+    for text in ("[" * 100_000, "7", "{}", "no"):  # what it names cannot be told: it is carried as it is
+        (folder / "modules.json").write_text(text)
+        upscale(folder, tmp_path / text[:2], LayerPlan.upscale(N, 2))
+        assert (tmp_path / text[:2] / "modules.json").read_text() == text
+
+
 def test_the_target_talks_with_the_tokenizer_and_generation_config_of_the_base(base, tmp_path: Path) -> None:
     folder = base("llama", tokenizer=True)
     upscale(folder, tmp_path / "out", LayerPlan.upscale(N, 2))
