@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .index import ENOUGH, SEED, Index, seed_hash
+from .index import ENOUGH, SEED, Index, seed_hash, two_bits
 from .text import UNKNOWN, compiled
 
 CHUNK, STRIDE = 1024, 640  # words looked at together; chunks overlap by more than the longest window
@@ -26,6 +26,7 @@ class Chunk(NamedTuple):
         distinct: Id of each number, int32.
         number_of: For each word of the vocabulary: the running number of the last chunk that held it, times
             ``2 * CHUNK``, plus its number there; int64[V].
+        places: Where seeds may stand, int64[2 * CHUNK].
         points: Votes of each item, uint8[N].
         candidates: The items that may be there, int32[N].
         item_seen: In which chunk an item was a candidate, int64[N].
@@ -36,6 +37,7 @@ class Chunk(NamedTuple):
     masked: np.ndarray
     distinct: np.ndarray
     number_of: np.ndarray
+    places: np.ndarray
     points: np.ndarray
     candidates: np.ndarray
     item_seen: np.ndarray
@@ -47,7 +49,7 @@ def make_chunk(index: Index) -> Chunk:
     items, words = len(index.total), len(index.weight)
     return Chunk(
         np.zeros(CHUNK, np.int32), np.zeros(CHUNK, np.int32), np.zeros(CHUNK + 2, np.int32), np.zeros(words, np.int64),
-        np.zeros(items, np.uint8), np.zeros(items, np.int32), np.zeros(items, np.int64), np.zeros(1, np.int64),
+        np.zeros(2 * CHUNK, np.int64), np.zeros(items, np.uint8), np.zeros(items, np.int32), np.zeros(items, np.int64), np.zeros(1, np.int64),
     )  # fmt: skip
 
 
@@ -59,8 +61,9 @@ def number_in(chunk: Chunk, word: int) -> int:
 
 
 @compiled
-def find_candidates(plain: np.ndarray, masked: np.ndarray, low: int, high: int, index: Index, chunk: Chunk) -> tuple[
-        int, int]:  # fmt: skip
+def find_candidates(
+    plain: np.ndarray, masked: np.ndarray, low: int, high: int, index: Index, chunk: Chunk
+) -> tuple[int, int]:
     """Fill ``chunk`` for the words ``low`` to ``high`` of a text.
 
     Returns:
@@ -99,12 +102,8 @@ def _number_words(plain: np.ndarray, masked: np.ndarray, low: int, high: int, ch
 @compiled
 def _find_seed(ids: np.ndarray, at: int, index: Index) -> int:
     """Number of the seed that stands at a place, or -1."""
-    value = seed_hash(ids, at)
-    bit = value & (8 * len(index.seed_bits) - 1)
-    if (int(index.seed_bits[bit >> 3]) >> (bit & 7)) & 1 == 0:
-        return -1
     last = len(index.seed_slot) - 1
-    slot = value & last
+    slot = seed_hash(ids, at) & last
     while index.seed_slot[slot] != -1:
         seed = int(index.seed_slot[slot])
         same = True
@@ -114,6 +113,34 @@ def _find_seed(ids: np.ndarray, at: int, index: Index) -> int:
             return seed
         slot = (slot + 1) & last
     return -1
+
+
+@compiled
+def _is_no_seed(ids: np.ndarray, at: int, index: Index) -> bool:
+    """Whether the two bits of what stands at a place are not set; where they are, it may be a seed."""
+    value = seed_hash(ids, at)
+    wanted = two_bits(value)
+    return int(index.seed_bits[value & (len(index.seed_bits) - 1)]) & wanted != wanted
+
+
+@compiled
+def _may_be_seeds(
+    plain: np.ndarray, masked: np.ndarray, low: int, high: int, index: Index, places: np.ndarray
+) -> tuple[int, int]:
+    """Fill the places where seeds may stand; returns how many as the text is, and how many with masked numbers too."""
+    count, differs = 0, low - 1
+    for j in range(low, high - SEED + 1):  # without a branch: many look-ups of the large table are under way at once
+        places[count] = j
+        count += 0 if _is_no_seed(plain, j, index) else 1
+    num_plain = count
+    for last in range(low, high):
+        if plain[last] != masked[last]:
+            differs = last
+        j = last - SEED + 1
+        if differs >= j >= low and not _is_no_seed(masked, j, index):
+            places[count] = j
+            count += 1
+    return num_plain, count
 
 
 @compiled
@@ -130,22 +157,12 @@ def _add_candidates(seed: int, index: Index, chunk: Chunk, count: int) -> int:
 @compiled
 def _by_seeds(plain: np.ndarray, masked: np.ndarray, low: int, high: int, index: Index, chunk: Chunk) -> int:
     """Make candidates of the items that share a seed with a chunk; returns their number."""
-    count, differs, stranger = 0, low - 1, low - 1  # the last places of a masked number, of a word of no test set
-    for last in range(low, high):
-        if plain[last] != masked[last]:
-            differs = last
-        if masked[last] == UNKNOWN:
-            stranger = last
-        j = last - SEED + 1
-        if j < low or stranger >= j:
-            continue
-        seed = _find_seed(plain, j, index)
+    count = 0
+    num_plain, num_places = _may_be_seeds(plain, masked, low, high, index, chunk.places)
+    for k in range(num_places):
+        seed = _find_seed(plain if k < num_plain else masked, chunk.places[k], index)
         if seed >= 0:
             count = _add_candidates(seed, index, chunk, count)
-        if differs >= j:
-            seed = _find_seed(masked, j, index)
-            if seed >= 0:
-                count = _add_candidates(seed, index, chunk, count)
     return count
 
 

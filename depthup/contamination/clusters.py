@@ -202,8 +202,9 @@ def _share_of(ids: np.ndarray, low: int, high: int, wanted: np.ndarray, weight: 
 
 
 @compiled
-def _find_window(item: int, by_seed: bool, low: int, high: int, index: Index, scratch: Scratch, hit: np.ndarray) -> tuple[
-        int, int]:  # fmt: skip
+def _find_window(
+    item: int, by_seed: bool, low: int, high: int, index: Index, scratch: Scratch, hit: np.ndarray
+) -> tuple[int, int]:
     """The stretch of a text to align with a question, half-open; (0, 0) where too little of it stands together.
 
     Args:
@@ -281,9 +282,7 @@ def _scan(words: Words, count: int, plain: np.ndarray, masked: np.ndarray, index
             item = int(scratch.chunk.candidates[k])
             first, last = _find_window(item, k < by_seeds, low, high, index, scratch, hit)
             _unmark(item, index, scratch)
-            if last > 0 and _score(
-                item, words, plain, masked, first, last, count, index, scratch, numbers, hit
-            ):
+            if last > 0 and _score(item, words, plain, masked, first, last, count, index, scratch, numbers, hit):
                 found += 1
         if high == count:
             return min(found, most)

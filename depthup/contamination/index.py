@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import DataError
 from .benchmarks import MATH, Item
 from .text import NUMBER, Vocabulary, compiled, make_vocabulary, words_of
 
@@ -42,11 +43,11 @@ class Index(NamedTuple):
         is_rare: Whether so few items have a word that it counts for ``NEED``, uint8[V].
         total: Sum of the weights of an item's distinct words, float64[N].
         is_math: uint8[N].
-        seed_bits: Bitmap of seed hashes, uint8[2**k]: most 5-grams of a text end here.
+        seed_bits: Of each seed's hash two bits in one of 2**k words, int64: most 5-grams of a text end here.
         seed_slot: Open table, int32[2**k]: number of a seed, or -1.
         seed_at: Where the words of a seed stand in ``words``, int64[G].
         seed_start, seed_items: Items of a seed, int64[G + 1] and int32.
-        vote_start, votes: Items that a word votes for, times 256, plus the points; int64[V + 1] and int64.
+        vote_start, votes: Items that a word votes for, times 256, plus the points; int64[V + 1] and int32.
         label_ids: Ids of ``question`` and ``answer``, int32[2].
     """
 
@@ -95,7 +96,11 @@ class Reference:
 
 
 def make_reference(items: Sequence[Item]) -> Reference:
-    """Index some items (28,600 of them in some 2 s)."""
+    """Index some items (28,600 of them in some 2 s).
+
+    Raises:
+        DataError: There are too many.
+    """
     questions, digits = _split([item.question for item in items])
     answers, answer_digits = _split([item.answer for item in items])
     for k, question in enumerate(questions):
@@ -115,6 +120,11 @@ def make_reference(items: Sequence[Item]) -> Reference:
     owner = np.repeat(np.arange(len(questions)), np.diff(start))
     hidden = (is_math[owner] == 1) & (vocabulary.is_number[plain] == 1)
     words = np.where(hidden, NUMBER, plain).astype(np.int32)
+    if len(questions) >= 1 << 23:
+        raise DataError(
+            f"{len(questions):,} test items and long answers are too many for one run",
+            allowed=f"below {1 << 23:,}", next_step="give fewer test sets at a time",
+        )  # fmt: skip
     pairs = _distinct(owner.astype(np.int64) << 32 | words)
     distinct, texts = pairs & 0xFFFFFFFF, pairs >> 32
     df = np.bincount(distinct[texts < len(items)], minlength=len(vocabulary.is_number))
@@ -126,8 +136,8 @@ def make_reference(items: Sequence[Item]) -> Reference:
     vote_start, votes = _votes(distinct, texts, distinct_start, weight, is_rare)
     bits, slots, seed_at, seed_start, seed_items = _seeds(words, start, owner)
     index = Index(
-        words, plain, start, answer_ids, answer_start, distinct.astype(np.int32), distinct_start, weight, is_rare, total,
-        is_math, bits, slots, seed_at, seed_start, seed_items, vote_start, votes, ids[-2:].copy(),
+        words, plain, start, answer_ids, answer_start, distinct.astype(np.int32), distinct_start, weight, is_rare,
+        total, is_math, bits, slots, seed_at, seed_start, seed_items, vote_start, votes, ids[-2:].copy(),
     )  # fmt: skip
     return Reference(tuple(items), vocabulary, index, owners)
 
@@ -157,7 +167,7 @@ def _votes(words: np.ndarray, texts: np.ndarray, start: np.ndarray, weight: np.n
     points = np.ceil(np.minimum(own[voting] / needed[texts[voting]], 1.0) * ENOUGH).astype(np.int64)
     order = np.argsort(words[voting], kind="stable")
     vote_start = np.searchsorted(words[voting][order], np.arange(len(weight) + 1))
-    return vote_start, (texts[voting] << 8 | points)[order]
+    return vote_start, (texts[voting] << 8 | points)[order].astype(np.int32)
 
 
 def _long_texts(questions: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
@@ -217,7 +227,7 @@ def _seeds(words: np.ndarray, start: np.ndarray, owner: np.ndarray) -> tuple[np.
     kept, gram_number = np.unique(grams[keep], return_inverse=True)
     seed_start, seed_items = _grouped(gram_number, items[keep], len(kept))
     seed_at = at[where[kept]] if len(kept) else np.zeros(0, np.int64)
-    bits = np.zeros(1 << 22, np.uint8)  # 4 MB
+    bits = np.zeros(1 << 19, np.int64)  # 4 MB
     slots = np.full(1 << max(10, (2 * len(kept)).bit_length()), -1, np.int32)
     _fill_slots(words, seed_at, bits, slots)
     return bits, slots, seed_at, seed_start, seed_items
@@ -233,12 +243,17 @@ def seed_hash(ids: np.ndarray, at: int) -> int:
 
 
 @compiled
+def two_bits(value: int) -> int:
+    """Two bits of 62 by the upper bits of a seed's hash; the lower ones choose the word that they are set in."""
+    return (1 << ((value >> 19) & 63) % 62) | (1 << (value >> 25) % 62)
+
+
+@compiled
 def _fill_slots(words: np.ndarray, seed_at: np.ndarray, bits: np.ndarray, slots: np.ndarray) -> None:
-    last, last_bit = len(slots) - 1, 8 * len(bits) - 1
+    last, last_bits = len(slots) - 1, len(bits) - 1
     for k in range(len(seed_at)):
         value = seed_hash(words, seed_at[k])
-        bit = value & last_bit
-        bits[bit >> 3] = int(bits[bit >> 3]) | (1 << (bit & 7))
+        bits[value & last_bits] |= two_bits(value)
         slot = value & last
         while slots[slot] != -1:
             slot = (slot + 1) & last

@@ -110,7 +110,9 @@ class Scanner:
         """The leaks of each row; many rows at once are quicker."""
         found = [self._named(row) if isinstance(row, Mapping) else [] for row in rows]
         if fields:
-            rows = [{key: row[key] for key in fields if key in row} if isinstance(row, Mapping) else row for row in rows]
+            rows = [
+                {key: row[key] for key in fields if key in row} if isinstance(row, Mapping) else row for row in rows
+            ]
         for leaks, more in zip(found, self._leaks_in_many([list(texts_of(row)) for row in rows]), strict=True):
             leaks += more
         return found
