@@ -255,10 +255,8 @@ def scan_block(scanner: Scanner, block: Block, fields: Sequence[str] = ()) -> li
     Raises:
         DataError: A row is no JSON; file and line are named.
     """
-    return [
-        scanner.leaks_in_row(parse_row(row, block.file, number), fields)
-        for number, row in zip(block.numbers, block.rows, strict=True)
-    ]
+    rows = zip(block.numbers, block.rows, strict=True)
+    return scanner.leaks_in_rows([parse_row(row, block.file, number) for number, row in rows], fields)
 
 
 def _scanned(blocks: Iterator[Block], reference: Reference, audit: Audit, workers: int) -> Iterator[

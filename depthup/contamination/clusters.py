@@ -1,9 +1,8 @@
-"""Where the words of a test item stand together in a text: candidates in one pass, then a score for each.
+"""Where the words of a test item stand together in a text: a score for each candidate.
 
-Candidates come from seeds (5-grams, in the way of Ai2's decon for Olmo 3) and from votes (rare words of an item, for
-what was rephrased). For each candidate the window of the text that holds most of the question is found; the words are
-weighted by how few items have them (IDF). In it are measured: the share of the question there in any order and in
-order, the longest exact match, the share inside exact matches of eight words, and the share of the answer nearby.
+For each candidate the window of the text that holds most of the question is found; the words are weighted by how few
+items have them (IDF). In it are measured: the share of the question there in any order and in order, the longest exact
+match, the share inside exact matches of eight words, and the share of the answer nearby.
 """
 
 from __future__ import annotations
@@ -12,59 +11,53 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .index import MAX_WORDS, SEED, Index, seed_hash
+from .candidates import CHUNK, STRIDE, Chunk, find_candidates, make_chunk, number_in
+from .index import MAX_WORDS, MIN_SHARE, NEED, Index
 from .rules import BAG, LONG, RUN
-from .text import NUMBER, UNKNOWN, Words, compiled
+from .text import UNKNOWN, Vocabulary, Words, compiled, look_up, split_words
 
-CHUNK, STRIDE = 1024, 640  # words looked at together; chunks overlap by more than the longest window
 NEAR = 96  # words around the question in which its answer is looked for: its choices may stand between
-MIN_SHARE = 0.5  # of the question's weight in one window: below it nothing is a hit
+MAX_HITS = 4096  # of one text; of more, the first
+FIELDS = 12  # of a hit
 _LONG_MATCH = 8  # words
-FIELDS = 11  # of a hit
 
 
 class Scratch(NamedTuple):
     """Memory of the kernels, for one process.
 
     Attributes:
-        missing: What an item's votes in this chunk still lack to make it a candidate, float32[N].
-        missing_at_first: The same before the first vote, float32[N].
-        item_seen, word_seen: In which chunk an item was a candidate, a word cast its votes: int64[N], int64[V].
-        mark, inside: Whether a word belongs to the question, how often it is in the window: int64[V + 1], int64[V].
-        places: Where words of the question stand in a chunk, int32.
-        candidates: int32[N].
-        stamp: Running numbers: of the chunk, of the mark: int64[2].
+        chunk: What is known of the chunk that is looked at.
+        own: Whether a word of the chunk, by its number there, is one of the question's, uint8.
+        inside: How often it is in the window, int32.
+        places: Where words of the question stand in the chunk, int32.
+        mark: The last stretch of text in which a word was looked for, int64[V].
+        stamp: Running number of such stretches, int64[1].
     """
 
-    missing: np.ndarray
-    missing_at_first: np.ndarray
-    item_seen: np.ndarray
-    word_seen: np.ndarray
-    mark: np.ndarray
+    chunk: Chunk
+    own: np.ndarray
     inside: np.ndarray
     places: np.ndarray
-    candidates: np.ndarray
+    mark: np.ndarray
     stamp: np.ndarray
 
 
-def make_scratch(index: Index, need: float) -> Scratch:
-    """Memory for texts to be compared with an index.
-
-    Args:
-        index: The test sets.
-        need: Share of an item's weight that its rare words in a chunk must have, to make it a candidate.
-    """
-    items, words = len(index.total), len(index.weight)
-    missing = np.maximum(index.total * need * (1 - 1e-5), 1e-6).astype(np.float32)  # rounding loses no candidate
+def make_scratch(index: Index) -> Scratch:
+    """Memory for texts to be compared with an index."""
     return Scratch(
-        missing.copy(), missing, np.zeros(items, np.int64), np.zeros(words, np.int64), np.zeros(words + 1, np.int64),
-        np.zeros(words, np.int64), np.zeros(CHUNK + 1, np.int32), np.zeros(items, np.int32), np.zeros(2, np.int64),
+        make_chunk(index), np.zeros(CHUNK + 2, np.uint8), np.zeros(CHUNK + 2, np.int32), np.zeros(CHUNK + 1, np.int32),
+        np.zeros(len(index.weight), np.int64), np.zeros(1, np.int64),
     )  # fmt: skip
 
 
 @compiled
 def drop_labels(words: Words, count: int, plain: np.ndarray, masked: np.ndarray, labels: np.ndarray) -> int:
     """Leave out ``Question`` and ``Answer`` where they begin a line; returns the number of words that stay."""
+    there = False
+    for k in range(count):
+        there = there or plain[k] == labels[0] or plain[k] == labels[1]
+    if not there:
+        return count
     kept, before = 0, -1
     for k in range(count):
         line = int(words.line[k])
@@ -78,121 +71,79 @@ def drop_labels(words: Words, count: int, plain: np.ndarray, masked: np.ndarray,
 
 
 @compiled
-def _find_seed(ids: np.ndarray, at: int, index: Index) -> int:
-    """Number of the seed that stands at a place, or -1."""
-    value = seed_hash(ids, at)
-    bit = value & (8 * len(index.seed_bits) - 1)
-    if (int(index.seed_bits[bit >> 3]) >> (bit & 7)) & 1 == 0:
-        return -1
-    last = len(index.seed_slot) - 1
-    slot = value & last
-    while index.seed_slot[slot] != -1:
-        seed = int(index.seed_slot[slot])
-        same = True
-        for k in range(SEED):
-            same = same and index.words[index.seed_at[seed] + k] == ids[at + k]
-        if same:
-            return seed
-        slot = (slot + 1) & last
-    return -1
-
-
-@compiled
-def _add_candidates(seed: int, index: Index, scratch: Scratch, count: int) -> int:
-    for k in range(index.seed_start[seed], index.seed_start[seed + 1]):
-        item = int(index.seed_items[k])
-        if scratch.item_seen[item] != scratch.stamp[0]:
-            scratch.item_seen[item] = scratch.stamp[0]
-            scratch.candidates[count] = item
-            count += 1
-    return count
-
-
-@compiled
-def _by_seeds(plain: np.ndarray, masked: np.ndarray, low: int, high: int, index: Index, scratch: Scratch) -> int:
-    """Make candidates of the items that share a seed with a chunk; returns their number."""
-    count, differs = 0, low - 1  # the last place where a number is masked
-    for j in range(low, min(low + SEED - 1, high)):
-        if plain[j] != masked[j]:
-            differs = j
-    for j in range(low, high - SEED + 1):
-        seed = _find_seed(plain, j, index)
-        if seed >= 0:
-            count = _add_candidates(seed, index, scratch, count)
-        if plain[j + SEED - 1] != masked[j + SEED - 1]:
-            differs = j + SEED - 1
-        if differs >= j:
-            seed = _find_seed(masked, j, index)
-            if seed >= 0:
-                count = _add_candidates(seed, index, scratch, count)
-    return count
-
-
-@compiled
-def _by_votes(plain: np.ndarray, low: int, high: int, index: Index, scratch: Scratch, count: int) -> int:
-    """Add the items whose rare words in a chunk make up enough of them; returns the number of candidates."""
-    chunk = int(scratch.stamp[0])
-    for item in range(len(scratch.missing)):
-        scratch.missing[item] = scratch.missing_at_first[item]
-    for j in range(low, high):
-        word = int(plain[j])
-        if word == UNKNOWN or scratch.word_seen[word] == chunk:
-            continue
-        scratch.word_seen[word] = chunk
-        vote = np.float32(index.weight[word])
-        for k in range(index.voter_start[word], index.voter_start[word + 1]):
-            item = index.voter_items[k]
-            before = scratch.missing[item]
-            scratch.missing[item] = before - vote
-            if before > 0 and before - vote <= 0 and scratch.item_seen[item] != chunk:
-                scratch.item_seen[item] = chunk
-                scratch.candidates[count] = item
-                count += 1
-    return count
-
-
-@compiled
-def _may_be_there(item: int, index: Index, scratch: Scratch) -> bool:
-    """Whether the words of a chunk, whose votes were counted, hold enough of a question at all; most do not."""
-    chunk, held = int(scratch.stamp[0]), 0.0
-    for k in range(index.start[item], index.start[item + 1]):
-        word = int(index.words[k])
-        if word == NUMBER or scratch.word_seen[word] == chunk:
+def _mark_own(item: int, index: Index, scratch: Scratch) -> tuple[float, float]:
+    """Mark the words of a question that the chunk holds; returns the weight of all of them, and of the rare ones."""
+    held = rare = 0.0
+    for k in range(index.distinct_start[item], index.distinct_start[item + 1]):
+        word = index.distinct[k]
+        number = number_in(scratch.chunk, word)
+        if number >= 0:
+            scratch.own[number] = 1
+            scratch.inside[number] = 0
             held += index.weight[word]
-    return held >= MIN_SHARE * index.total[item] - 1e-9
+            if index.is_rare[word] == 1:
+                rare += index.weight[word]
+    return held, rare
 
 
 @compiled
-def _best_window(
-    ids: np.ndarray, low: int, high: int, question: np.ndarray, index: Index, scratch: Scratch
-) -> tuple[float, int]:
-    """(weight of the question's distinct words in the best window, where that window begins)."""
-    scratch.stamp[1] += 1
-    mark = int(scratch.stamp[1])
-    for k in range(len(question)):
-        scratch.mark[question[k]] = mark
-        scratch.inside[question[k]] = 0
-    places, count = scratch.places, 0
-    for j in range(low, high):  # without a branch: which words are of the question cannot be foreseen
-        places[count] = j
-        count += 1 if scratch.mark[ids[j]] == mark else 0  # UNKNOWN is -1, the last place: no word's
-    length = len(question) + max(4, len(question) // 4)
-    held, best, best_at, oldest = 0.0, 0.0, low, 0
+def _unmark(item: int, index: Index, scratch: Scratch) -> None:
+    for k in range(index.distinct_start[item], index.distinct_start[item + 1]):
+        number = number_in(scratch.chunk, index.distinct[k])
+        if number >= 0:
+            scratch.own[number] = 0
+
+
+@compiled
+def _own_places(numbers: np.ndarray, size: int, scratch: Scratch) -> tuple[int, int]:
+    """(how many words of a chunk are the question's, most of them in one piece); fills where they stand."""
+    count = run = longest = 0
+    for j in range(size):  # without a branch: which words are of the question cannot be foreseen
+        own = int(scratch.own[numbers[j]])
+        scratch.places[count] = j
+        count += own
+        run = (run + 1) * own
+        longest = max(longest, run)
+    return count, longest
+
+
+@compiled
+def _best_window(numbers: np.ndarray, count: int, num_words: int, index: Index, scratch: Scratch) -> tuple[float, int]:
+    """(weight of the question's distinct words in the best window, where that window begins in the chunk).
+
+    Args:
+        numbers: Of the words of the chunk.
+        count: How many of them are the question's; ``scratch.places`` tells where.
+        num_words: Of the question.
+    """
+    places, inside, distinct, weight = scratch.places, scratch.inside, scratch.chunk.distinct, index.weight
+    length = num_words + max(4, num_words // 4)
+    held, best, best_at, oldest = 0.0, 0.0, 0, 0
     for k in range(count):
         j = int(places[k])
         while places[oldest] <= j - length:
-            leaving = ids[places[oldest]]
-            scratch.inside[leaving] -= 1
-            if scratch.inside[leaving] == 0:
-                held -= index.weight[leaving]
+            leaving = numbers[places[oldest]]
+            inside[leaving] -= 1
+            if inside[leaving] == 0:
+                held -= weight[distinct[leaving]]
             oldest += 1
-        word = ids[j]
-        if scratch.inside[word] == 0:
-            held += index.weight[word]
-        scratch.inside[word] += 1
+        coming = numbers[j]
+        if inside[coming] == 0:
+            held += weight[distinct[coming]]
+        inside[coming] += 1
         if held > best + 1e-9:
-            best, best_at = held, max(low, j - length + 1)
+            best, best_at = held, max(0, j - length + 1)
     return best, best_at
+
+
+@compiled
+def _longest_of_its_words(numbers: np.ndarray, low: int, high: int, scratch: Scratch) -> int:
+    """Most words in one piece that the question has, in any order: no exact match is longer."""
+    run = longest = 0
+    for j in range(low, high):
+        run = (run + 1) * int(scratch.own[numbers[j]])
+        longest = max(longest, run)
+    return longest
 
 
 @compiled
@@ -235,8 +186,8 @@ def _in_order(ids: np.ndarray, low: int, high: int, question: np.ndarray, weight
 @compiled
 def _share_of(ids: np.ndarray, low: int, high: int, wanted: np.ndarray, weight: np.ndarray, scratch: Scratch) -> float:
     """Share of the weight of some distinct words that a stretch of the text holds; -1 where there are none."""
-    scratch.stamp[1] += 1
-    mark = int(scratch.stamp[1])
+    scratch.stamp[0] += 1
+    mark = int(scratch.stamp[0])
     everything, held = 0.0, 0.0
     for k in range(len(wanted)):
         if scratch.mark[wanted[k]] != mark:
@@ -251,35 +202,54 @@ def _share_of(ids: np.ndarray, low: int, high: int, wanted: np.ndarray, weight: 
 
 
 @compiled
-def _longest_of_its_words(ids: np.ndarray, low: int, high: int, scratch: Scratch) -> int:
-    """Most words in one piece that the question marked last has, in any order: no exact match is longer."""
-    mark, run, longest = int(scratch.stamp[1]), 0, 0
-    for j in range(low, high):
-        word = int(ids[j])
-        run = run + 1 if word != UNKNOWN and scratch.mark[word] == mark else 0
-        longest = max(longest, run)
-    return longest
+def _find_window(
+    item: int, by_seed: bool, low: int, high: int, index: Index, scratch: Scratch, hit: np.ndarray
+) -> tuple[int, int]:
+    """The stretch of a text to align with a question, half-open; (0, 0) where too little of it stands together.
+
+    Args:
+        item: The question.
+        by_seed: Whether it is a candidate by a seed; others need rare words.
+        low, high: The chunk.
+        index, scratch: The test sets; memory, where the words of the question are marked.
+        hit: Told the share of the question in the best window.
+    """
+    held, rare = _mark_own(item, index, scratch)
+    total, num_words = index.total[item], int(index.start[item + 1] - index.start[item])
+    if held < MIN_SHARE * total - 1e-9 or not (by_seed or rare >= NEED * total * (1 - 1e-5)):
+        return 0, 0
+    is_math, run = index.is_math[item] == 1, min(RUN, num_words)
+    numbers = scratch.chunk.masked if is_math else scratch.chunk.plain
+    count, longest = _own_places(numbers, high - low, scratch)
+    if longest < run and num_words < LONG:
+        return 0, 0
+    best, at = _best_window(numbers, count, num_words, index, scratch)
+    if best < MIN_SHARE * total:
+        return 0, 0
+    hit[3] = best / total
+    slack = 8 + num_words // 2  # a window is full where its last new word stands; the question may go on
+    first, last = max(0, at - slack), min(high - low, at + num_words + slack)
+    if not _may_be_reworded(item, hit, index) and _longest_of_its_words(numbers, first, last, scratch) < run:
+        return 0, 0
+    return low + first, low + last
 
 
 @compiled
-def _score(item: int, words: Words, plain: np.ndarray, masked: np.ndarray, low: int, high: int, count: int,
+def _may_be_reworded(item: int, hit: np.ndarray, index: Index) -> bool:
+    """Whether a question may be there with no words in a row."""
+    is_long = index.start[item + 1] - index.start[item] >= LONG
+    return is_long and (hit[3] >= BAG or index.is_math[item] == 1)
+
+
+@compiled
+def _score(item: int, words: Words, plain: np.ndarray, masked: np.ndarray, first: int, last: int, count: int,
            index: Index, scratch: Scratch, numbers: np.ndarray, hit: np.ndarray) -> bool:  # fmt: skip
     """Fill a hit; False where too little of the question stands together for any rule."""
     start, end = int(index.start[item]), int(index.start[item + 1])
     question = index.words[start:end]
-    ids = masked if index.is_math[item] == 1 else plain
-    best, at = _best_window(ids, low, high, question, index, scratch)
-    if best < MIN_SHARE * index.total[item]:
-        return False
-    hit[0], hit[3] = item, best / index.total[item]
-    slack = 8 + len(question) // 2  # a window is full where its last new word stands; the question may go on
-    first, last, run = max(low, at - slack), min(high, at + len(question) + slack), min(RUN, len(question))
-    reworded = len(question) >= LONG and (hit[3] >= BAG or index.is_math[item] == 1)  # may be, with no words in a row
-    if not reworded and _longest_of_its_words(ids, first, last, scratch) < run:
-        return False
-    _in_order(ids, first, last, question, index.weight, hit)
+    _in_order(masked if index.is_math[item] == 1 else plain, first, last, question, index.weight, hit)
     begin, after = int(hit[1]), int(hit[2])
-    if begin < 0 or not (reworded or hit[5] >= run):
+    if begin < 0 or not (_may_be_reworded(item, hit, index) or hit[5] >= min(RUN, len(question))):
         return False
     answer = index.answers[index.answer_start[item] : index.answer_start[item + 1]]
     hit[7] = _share_of(plain, after, min(count, after + len(answer) + NEAR), answer, index.weight, scratch)
@@ -294,41 +264,64 @@ def _score(item: int, words: Words, plain: np.ndarray, masked: np.ndarray, low: 
                     if plain[j] == index.plain[k]:
                         found += 1
                         break
-    hit[9], hit[10] = own, found
+    hit[0], hit[9], hit[10] = item, own, found
+    hit[1], hit[2] = words.begin[begin], words.end[after - 1]
     return True
 
 
 @compiled
-def scan(words: Words, count: int, plain: np.ndarray, masked: np.ndarray, index: Index, numbers: np.ndarray,
-         scratch: Scratch, hits: np.ndarray) -> int:  # fmt: skip
-    """Find the items that a text may hold; returns how many hits there are, of which ``hits`` holds the first.
-
-    Args:
-        words, count, plain, masked: The text, by ``split_words``, ``look_up`` and ``drop_labels``.
-        index: The test sets.
-        numbers: Which words are numbers, uint8[V].
-        scratch: Memory.
-        hits: Filled, float64[most, 11]: item; first and last word + 1; share in any order, in order; longest match in
-            words; share in matches of 8 words; share of the answer, -1 where there is none; whether it stands alone
-            on its lines; numbers of a math question, and how many of them stand there.
-    """
-    found, low, most = 0, 0, len(hits)
-    spare = np.zeros(hits.shape[1])
+def _scan(words: Words, count: int, plain: np.ndarray, masked: np.ndarray, index: Index, numbers: np.ndarray,
+          scratch: Scratch, hits: np.ndarray) -> int:  # fmt: skip
+    """Find the items that a text may hold; returns how many hits there are, of which ``hits`` holds the first."""
+    found, low, most = 0, 0, min(len(hits) - 1, MAX_HITS)
     while True:
         high = min(count, low + CHUNK)
-        scratch.stamp[0] += 1
-        candidates = _by_seeds(plain, masked, low, high, index, scratch)
-        candidates = _by_votes(plain, low, high, index, scratch, candidates)
+        by_seeds, candidates = find_candidates(plain, masked, low, high, index, scratch.chunk)
         for k in range(candidates):
-            hit = hits[found] if found < most else spare
-            item = int(scratch.candidates[k])
-            if _may_be_there(item, index, scratch) and _score(
-                item, words, plain, masked, low, high, count, index, scratch, numbers, hit
-            ):
+            hit = hits[min(found, most)]
+            item = int(scratch.chunk.candidates[k])
+            first, last = _find_window(item, k < by_seeds, low, high, index, scratch, hit)
+            _unmark(item, index, scratch)
+            if last > 0 and _score(item, words, plain, masked, first, last, count, index, scratch, numbers, hit):
                 found += 1
         if high == count:
-            return found
+            return min(found, most)
         low += STRIDE
+
+
+@compiled
+def scan_texts(data: np.ndarray, ends: np.ndarray, begin: int, classes: np.ndarray, words: Words, plain: np.ndarray,
+               masked: np.ndarray, vocabulary: Vocabulary, index: Index, scratch: Scratch, hits: np.ndarray) -> tuple[
+                   int, int]:  # fmt: skip
+    """Find the items that some texts may hold, as far as ``hits`` has room for all of a text.
+
+    Args:
+        data: The texts one behind the other, UTF-8 bytes, uint8[n].
+        ends: Where each ends, int64[texts].
+        begin: The first text to look at.
+        classes: ``BYTE_CLASSES``.
+        words, plain, masked: Memory; room for the words of the longest text.
+        vocabulary, index: The test sets.
+        scratch: Memory.
+        hits: Filled, float64[above MAX_HITS, FIELDS]: item; first byte and last + 1 in its text; share in any order, in
+            order; longest match in words; share in matches of 8 words; share of the answer, -1 where there is none;
+            whether it stands alone on its lines; numbers of a math question, and how many of them stand there; text.
+
+    Returns:
+        Number of the first text that was not looked at, number of hits.
+    """
+    found = 0
+    for text in range(begin, len(ends)):
+        if found + MAX_HITS >= len(hits):
+            return text, found
+        low = int(ends[text - 1]) if text > 0 else 0
+        count = split_words(data[low : ends[text]], classes, words)
+        look_up(words, count, vocabulary, plain, masked)
+        count = drop_labels(words, count, plain, masked, index.label_ids)
+        more = _scan(words, count, plain, masked, index, vocabulary.is_number, scratch, hits[found:])
+        hits[found : found + more, 11] = text
+        found += more
+    return len(ends), found
 
 
 assert MAX_WORDS + MAX_WORDS // 4 <= CHUNK - STRIDE

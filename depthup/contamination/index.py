@@ -8,15 +8,20 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import DataError
 from .benchmarks import MATH, Item
-from .text import MASK, NUMBER, Vocabulary, compiled, make_vocabulary, words_of
+from .text import NUMBER, Vocabulary, compiled, make_vocabulary, words_of
 
 SEED = 5  # words of a seed; Ai2's decon samples 5-grams too
 MAX_WORDS = 256  # of a question: of a longer one, the end, where the question stands, not the passage before it
 LONG_TEXT = 50  # words from which an answer, or what stands before the end of a long question, is looked for by itself
 _COMMON = 16  # a 5-gram of more items than that is no seed, unless an item has no other
 _KEPT = 2  # the rarest 5-grams of an item are seeds in any case
-_MAX_VOTERS = 256  # a word of more items than that casts no vote
+MIN_SHARE = 0.5  # of a question's weight in one window of a text: below it nothing is a hit
+NEED = 0.3  # share of an item's weight that its rare words in 1,024 words must have, where no seed of it is there
+_MAX_VOTERS = 256  # a word of more items than that is not rare
+ENOUGH = 128  # points of votes that make a candidate
+_LEAST = 0.2  # share of an item's weight below which its points are not asked for: then more of its words must vote
 _FACTORS = (982451653, 674506111, 573259391, 899809343, 756065179)  # of the words of a seed: primes below 2**30
 
 _SPELLED = (
@@ -33,14 +38,16 @@ class Index(NamedTuple):
         plain: The same as they are, int32.
         start: int64[N + 1].
         answers, answer_start: Of the answers, in the same way.
+        distinct, distinct_start: The different words of each text, int32 and int64[N + 1].
         weight: What a word tells: log of items over items that have it, float64[V].
+        is_rare: Whether so few items have a word that it counts for ``NEED``, uint8[V].
         total: Sum of the weights of an item's distinct words, float64[N].
         is_math: uint8[N].
-        seed_bits: Bitmap of seed hashes, uint8[2**k]: most 5-grams of a text end here.
+        seed_bits: Of each seed's hash two bits in one of 2**k words, int64: most 5-grams of a text end here.
         seed_slot: Open table, int32[2**k]: number of a seed, or -1.
         seed_at: Where the words of a seed stand in ``words``, int64[G].
         seed_start, seed_items: Items of a seed, int64[G + 1] and int32.
-        voter_start, voter_items: Items that a word votes for, int64[V + 1] and int32.
+        vote_start, votes: Items that a word votes for, times 256, plus the points; int64[V + 1] and int32.
         label_ids: Ids of ``question`` and ``answer``, int32[2].
     """
 
@@ -49,7 +56,10 @@ class Index(NamedTuple):
     start: np.ndarray
     answers: np.ndarray
     answer_start: np.ndarray
+    distinct: np.ndarray
+    distinct_start: np.ndarray
     weight: np.ndarray
+    is_rare: np.ndarray
     total: np.ndarray
     is_math: np.ndarray
     seed_bits: np.ndarray
@@ -57,8 +67,8 @@ class Index(NamedTuple):
     seed_at: np.ndarray
     seed_start: np.ndarray
     seed_items: np.ndarray
-    voter_start: np.ndarray
-    voter_items: np.ndarray
+    vote_start: np.ndarray
+    votes: np.ndarray
     label_ids: np.ndarray
 
 
@@ -86,7 +96,11 @@ class Reference:
 
 
 def make_reference(items: Sequence[Item]) -> Reference:
-    """Index some items (28,600 of them in some 2 s)."""
+    """Index some items (28,600 of them in some 2 s).
+
+    Raises:
+        DataError: There are too many.
+    """
     questions, digits = _split([item.question for item in items])
     answers, answer_digits = _split([item.answer for item in items])
     for k, question in enumerate(questions):
@@ -106,19 +120,54 @@ def make_reference(items: Sequence[Item]) -> Reference:
     owner = np.repeat(np.arange(len(questions)), np.diff(start))
     hidden = (is_math[owner] == 1) & (vocabulary.is_number[plain] == 1)
     words = np.where(hidden, NUMBER, plain).astype(np.int32)
+    if len(questions) >= 1 << 23:
+        raise DataError(
+            f"{len(questions):,} test items and long answers are too many for one run",
+            allowed=f"below {1 << 23:,}", next_step="give fewer test sets at a time",
+        )  # fmt: skip
     pairs = _distinct(owner.astype(np.int64) << 32 | words)
     distinct, texts = pairs & 0xFFFFFFFF, pairs >> 32
     df = np.bincount(distinct[texts < len(items)], minlength=len(vocabulary.is_number))
     weight = np.log((len(items) + 1) / np.maximum(df, 1))
     total = np.bincount(texts, weights=weight[distinct], minlength=len(questions))
-    voting = (df[distinct] <= _MAX_VOTERS) & (distinct != NUMBER)
-    voter_start, voter_items = _grouped(distinct[voting], texts[voting], len(weight))
+    is_rare = (df <= _MAX_VOTERS).astype(np.uint8)
+    is_rare[NUMBER] = 0
+    distinct_start = np.searchsorted(texts, np.arange(len(questions) + 1))
+    vote_start, votes = _votes(distinct, texts, distinct_start, weight, is_rare)
     bits, slots, seed_at, seed_start, seed_items = _seeds(words, start, owner)
     index = Index(
-        words, plain, start, answer_ids, answer_start, weight, total, is_math, bits, slots, seed_at, seed_start,
-        seed_items, voter_start, voter_items, ids[-2:].copy(),
+        words, plain, start, answer_ids, answer_start, distinct.astype(np.int32), distinct_start, weight, is_rare,
+        total, is_math, bits, slots, seed_at, seed_start, seed_items, vote_start, votes, ids[-2:].copy(),
     )  # fmt: skip
     return Reference(tuple(items), vocabulary, index, owners)
+
+
+def _votes(words: np.ndarray, texts: np.ndarray, start: np.ndarray, weight: np.ndarray,
+           is_rare: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """(start, votes): the votes of word k are ``votes[start[k]:start[k + 1]]``.
+
+    Of a hit, rare words in a chunk have ``NEED`` of the weight, and all words ``MIN_SHARE``. Both limits less all that
+    the rarest p words leave is what these alone must have; as few vote as need ``_LEAST`` of the weight at least.
+
+    Args:
+        words, texts: The different words of each text, text by text.
+        start: Where those of a text begin, int64[N + 1].
+        weight, is_rare: Of each word.
+    """
+    own, rare = weight[words], is_rare[words] == 1
+    order = np.lexsort((-own, ~rare, texts))  # rare words first, the rarest before
+    words, own, rare = words[order], own[order], rare[order]
+    sums, rare_sums = (np.concatenate([[0.0], np.cumsum(values)]) for values in (own, own * rare))
+    total, all_rare = np.diff(sums[start]), np.diff(rare_sums[start])
+    missing = np.maximum(NEED * total - all_rare, (MIN_SHARE - 1) * total)  # what voters must have, less all they have
+    before = sums[:-1] - sums[start[texts]]
+    voting = rare & (missing[texts] + before < _LEAST * total[texts])
+    num_voting = np.bincount(texts[voting], minlength=len(total))  # the first of each text
+    needed = (missing + sums[start[:-1] + num_voting] - sums[start[:-1]]) * (1 - 1e-5)  # rounding loses no candidate
+    points = np.ceil(np.minimum(own[voting] / needed[texts[voting]], 1.0) * ENOUGH).astype(np.int64)
+    order = np.argsort(words[voting], kind="stable")
+    vote_start = np.searchsorted(words[voting][order], np.arange(len(weight) + 1))
+    return vote_start, (texts[voting] << 8 | points)[order].astype(np.int32)
 
 
 def _long_texts(questions: Sequence[np.ndarray], answers: Sequence[np.ndarray]) -> list[tuple[int, np.ndarray]]:
@@ -178,7 +227,7 @@ def _seeds(words: np.ndarray, start: np.ndarray, owner: np.ndarray) -> tuple[np.
     kept, gram_number = np.unique(grams[keep], return_inverse=True)
     seed_start, seed_items = _grouped(gram_number, items[keep], len(kept))
     seed_at = at[where[kept]] if len(kept) else np.zeros(0, np.int64)
-    bits = np.zeros(1 << 22, np.uint8)  # 4 MB
+    bits = np.zeros(1 << 19, np.int64)  # 4 MB
     slots = np.full(1 << max(10, (2 * len(kept)).bit_length()), -1, np.int32)
     _fill_slots(words, seed_at, bits, slots)
     return bits, slots, seed_at, seed_start, seed_items
@@ -190,16 +239,21 @@ def seed_hash(ids: np.ndarray, at: int) -> int:
     value = 0
     for k in range(SEED):
         value += (int(ids[at + k]) + 1) * _FACTORS[k]
-    return (value ^ (value >> 27)) & MASK
+    return (value ^ (value >> 27)) & 0x7FFFFFFF
+
+
+@compiled
+def two_bits(value: int) -> int:
+    """Two bits of 62 by the upper bits of a seed's hash; the lower ones choose the word that they are set in."""
+    return (1 << ((value >> 19) & 63) % 62) | (1 << (value >> 25) % 62)
 
 
 @compiled
 def _fill_slots(words: np.ndarray, seed_at: np.ndarray, bits: np.ndarray, slots: np.ndarray) -> None:
-    last, last_bit = len(slots) - 1, 8 * len(bits) - 1
+    last, last_bits = len(slots) - 1, len(bits) - 1
     for k in range(len(seed_at)):
         value = seed_hash(words, seed_at[k])
-        bit = value & last_bit
-        bits[bit >> 3] = int(bits[bit >> 3]) | (1 << (bit & 7))
+        bits[value & last_bits] |= two_bits(value)
         slot = value & last
         while slots[slot] != -1:
             slot = (slot + 1) & last

@@ -31,6 +31,7 @@ MISSED: dict[str, tuple[str, ...]] = {
                    "task035_winogrande_*", "winogrande_*", "winogrande"),
 }  # fmt: skip
 FIELDS = ("task", "task_name", "source", "dataset", "template", "_task_name", "_task_source", "_template_idx", "id")
+_FIELDS = frozenset(FIELDS)
 
 
 def _pattern(name: str) -> str:
@@ -54,6 +55,8 @@ def benchmark_of(name: str) -> str | None:
 
 def named_tasks(row: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """(benchmark, field, name) for each field of a row that names such a task; ``id`` may end in a number."""
+    if _FIELDS.isdisjoint(row):
+        return
     for field in FIELDS:
         value = row.get(field)
         if isinstance(value, str) and 0 < len(value) < 200:

@@ -24,7 +24,7 @@ class Hit:
 
     Attributes:
         text: Number of the text of the index: a question, or a long answer or passage.
-        begin, end: Its words in the text, half-open.
+        begin, end: Its bytes in the texts of the row, half-open.
         bag: Share of the question's words, in any order, weighted.
         order: The same in the question's order.
         longest: Words of the longest exact match.

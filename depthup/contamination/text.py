@@ -6,7 +6,8 @@ other byte from 0x80 on is a letter: the test sets are English, and no code poin
 compared. Words are equal where 62 bits of hash are.
 
 The kernels are plain Python over NumPy arrays. With the extra ``contamination`` numba compiles them; without it the
-same code runs, and gives the same, some hundred times slower. No number exceeds 62 bits, so that nothing wraps around.
+same code runs, and gives the same, some hundred times slower: of a product only the low 62 bits are kept, and these are
+the same where it wraps around.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def python_of(function: Any) -> Any:
     return getattr(function, "py_func", function)
 
 
-MASK = (1 << 31) - 1
-MULTIPLIER_1, MULTIPLIER_2 = 805306457, 402653189  # primes below 2**30: products stay below 2**62
+MASK_62 = (1 << 62) - 1
+PRIME, FIRST = (1 << 40) + 0x1B3, 0x0BF29CE484222325  # of FNV-1a: a word's hash begins as the second
 UNKNOWN = -1  # a word of no test set
 NUMBER = 0  # id of every number, where numbers are masked
 
@@ -112,40 +113,44 @@ def split_words(data: np.ndarray, classes: np.ndarray, words: Words) -> int:
         classes: ``BYTE_CLASSES``.
         words: Filled; room for n // 2 + 1 words.
     """
-    count = line = length = begin = end = i = 0
-    first = second = 0
-    all_digits = True
+    count = line = begin = end = i = value = 0
+    inside, letters = False, 0  # of a word; whether it has more than digits
     size = len(data)
     while i <= size:
         kind = int(classes[data[i]]) if i < size else 0
+        if kind > 4:
+            if not inside:
+                begin, value, inside, letters = i, FIRST, True, 0
+            while 4 < kind < 0x80:
+                value = ((value ^ kind) * PRIME) & MASK_62
+                letters |= kind & 0x40  # no digit has this bit
+                i += 1
+                kind = int(classes[data[i]]) if i < size else 0
+            end = i
         width = 1
         if kind == 3:
             width = _punctuation_width(data, i)
             kind = 0 if width > 0 else 1 if width < 0 else int(data[i])
             width = max(abs(width), 1)
         elif kind == 2:
-            inside = length > 0 and all_digits and i + 1 < size and 48 <= int(data[i + 1]) <= 57
-            kind = 1 if inside else 0
+            goes_on = inside and letters == 0 and i + 1 < size and 48 <= int(data[i + 1]) <= 57
+            kind = 1 if goes_on else 0
         if kind > 4:
-            if length == 0:
-                begin, first, second, all_digits = i, 17, 29, True
-            if kind >= 0x80 and i > 0 and int(data[i - 1]) == 0xC3 and kind <= 0x9E:
+            if not inside:
+                begin, value, inside = i, FIRST, True
+            if i > 0 and int(data[i - 1]) == 0xC3 and kind <= 0x9E:
                 kind += 0x20  # capital letters of Latin-1
-            first = first * MULTIPLIER_1 + kind
-            first = (first & MASK) + (first >> 31)
-            second = second * MULTIPLIER_2 + kind
-            second = (second & MASK) + (second >> 31)
-            all_digits = all_digits and 48 <= kind <= 57
-            length += 1
+            value = ((value ^ kind) * PRIME) & MASK_62
+            letters = 1
             end = i + 1
-        elif kind != 1 and length > 0:
+        elif kind != 1 and inside:
             words.begin[count] = begin
             words.end[count] = end
             words.line[count] = line
-            words.digits[count] = 1 if all_digits else 0
-            words.hash[count] = ((first & MASK) << 31) | (second & MASK)
+            words.digits[count] = 1 if letters == 0 else 0
+            words.hash[count] = value
             count += 1
-            length = 0
+            inside = False
         if kind == 4:
             line += 1
         i += width
@@ -156,26 +161,24 @@ class Vocabulary(NamedTuple):
     """The words of the test sets, as an open table of 2**k slots.
 
     Attributes:
-        slot_hash: Hash of the word in each slot, int64[2**k]; -1 where it is empty.
-        slot_id: Its id, int32[2**k].
+        slots: Hash of the word in each slot, -1 where it is empty, and its id, int64[2**k, 2].
         is_number: Whether the word of an id is a number, in digits or spelled, uint8[V].
     """
 
-    slot_hash: np.ndarray
-    slot_id: np.ndarray
+    slots: np.ndarray
     is_number: np.ndarray
 
 
 @compiled
 def look_up(words: Words, count: int, vocabulary: Vocabulary, plain: np.ndarray, masked: np.ndarray) -> None:
     """Ids of words, int32: ``plain`` as they are, ``masked`` with ``NUMBER`` for numbers; ``UNKNOWN`` for strangers."""
-    last = len(vocabulary.slot_hash) - 1
+    slots, last = vocabulary.slots, len(vocabulary.slots) - 1
     for k in range(count):
         wanted = int(words.hash[k])
         slot = (wanted ^ (wanted >> 29)) & last
-        while vocabulary.slot_hash[slot] != wanted and vocabulary.slot_hash[slot] != -1:
+        while slots[slot, 0] != wanted and slots[slot, 0] != -1:
             slot = (slot + 1) & last
-        found = int(vocabulary.slot_id[slot])
+        found = int(slots[slot, 1])
         plain[k] = found
         if words.digits[k] == 1 or (found >= 0 and vocabulary.is_number[found] == 1):
             found = 0
@@ -190,28 +193,31 @@ def make_vocabulary(hashes: np.ndarray, number_hashes: np.ndarray) -> tuple[Voca
         number_hashes: Of those that are numbers.
 
     Returns:
-        The vocabulary, and the id of each of ``hashes``, from 1 on (0 is ``NUMBER``).
+        The vocabulary, and the id of each of ``hashes``, from 1 on (0 is ``NUMBER``). Frequent words have low ids, so
+        that what is known of them lies together in memory.
     """
-    distinct, ids = np.unique(hashes, return_inverse=True)
-    size = 1 << max(10, (4 * len(distinct)).bit_length())
-    slot_hash, slot_id = np.full(size, -1, np.int64), np.full(size, UNKNOWN, np.int32)
-    _fill(distinct, slot_hash, slot_id)
+    distinct, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    by_count = np.argsort(-counts, kind="stable")
+    id_of = np.empty(len(distinct), np.int64)
+    id_of[by_count] = np.arange(1, len(distinct) + 1)
+    slots = np.full((1 << max(10, (2 * len(distinct)).bit_length()), 2), -1, np.int64)
+    _fill(distinct[by_count], slots)
     is_number = np.zeros(len(distinct) + 1, np.uint8)
     is_number[0] = 1
-    is_number[1:] = np.isin(distinct, number_hashes)
-    return Vocabulary(slot_hash, slot_id, is_number), (ids + 1).astype(np.int32)
+    is_number[1:] = np.isin(distinct[by_count], number_hashes)
+    return Vocabulary(slots, is_number), id_of[inverse].astype(np.int32)
 
 
 @compiled
-def _fill(distinct: np.ndarray, slot_hash: np.ndarray, slot_id: np.ndarray) -> None:
-    last = len(slot_hash) - 1
+def _fill(distinct: np.ndarray, slots: np.ndarray) -> None:
+    last = len(slots) - 1
     for k in range(len(distinct)):
         wanted = int(distinct[k])
         slot = (wanted ^ (wanted >> 29)) & last
-        while slot_hash[slot] != -1:
+        while slots[slot, 0] != -1:
             slot = (slot + 1) & last
-        slot_hash[slot] = wanted
-        slot_id[slot] = k + 1
+        slots[slot, 0] = wanted
+        slots[slot, 1] = k + 1
 
 
 def words_of(text: str) -> tuple[Words, int, np.ndarray]:

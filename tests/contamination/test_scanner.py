@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthup.contamination import clusters, index, scanner
+from depthup.contamination import candidates, clusters, index, scanner
+from depthup.contamination import text as text_module
 from depthup.contamination.benchmarks import Item, load_items
-from depthup.contamination.clusters import scan
+from depthup.contamination.clusters import scan_texts
 from depthup.contamination.index import make_reference
 from depthup.contamination.rules import RULES
 from depthup.contamination.scanner import Scanner, texts_of
@@ -118,30 +119,13 @@ def test_an_item_is_found_wherever_it_stands_in_a_long_row() -> None:
 
 
 def test_without_numba_the_same_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [ITEMS[0].question, f"{FILLER} Natalia sold half of 48 clips to friends in April. {ITEMS[2].question}"]
+    texts = [ITEMS[0].question, f"{FILLER} Natalia sold half of 48 clips to friends in April. {ITEMS[2].question}", ""]
     compiled = [small_scanner().leaks_in_texts([("", text)]) for text in texts]
-    for module, names in (
-        (
-            clusters,
-            (
-                "_find_seed",
-                "_add_candidates",
-                "_by_seeds",
-                "_longest_of_its_words",
-                "_by_votes",
-                "_may_be_there",
-                "_best_window",
-                "_in_order",
-                "_share_of",
-                "_score",
-            ),
-        ),
-        (index, ("_fill_slots", "seed_hash")),
-        (scanner, ("split_words", "look_up", "drop_labels", "scan")),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, python_of(getattr(module, name)))
-    assert scanner.scan is python_of(scan)
+    for module in (text_module, index, candidates, clusters, scanner):
+        for name, value in list(vars(module).items()):
+            if python_of(value) is not value:
+                monkeypatch.setattr(module, name, python_of(value))
+    assert scanner.scan_texts is python_of(scan_texts)
     slow = Scanner(make_reference(ITEMS), RULES)
     assert [slow.leaks_in_texts([("", text)]) for text in texts] == compiled
 
