@@ -176,6 +176,7 @@ def flops_of(records: Mapping[str, Record], store: Store) -> dict[str, float]:
     Of stages that train a part of the weights, by ``rates`` or ``lora``, this is what all of them would cost.
     """
     from .checkpoint.reader import open_checkpoint
+    from .errors import CheckpointError
     from .planning.compute import forward_flops, training_flops
     from .planning.shapes import shape_of
     from .report.lineage import TRAINING, tokens_trained
@@ -183,7 +184,10 @@ def flops_of(records: Mapping[str, Record], store: Store) -> dict[str, float]:
     found = {}
     for name, record in records.items():
         if record.kind in TRAINING and "adopted" not in record.identity and tokens_trained(record):
-            shape = shape_of(open_checkpoint(store.to_read(name, record.fingerprint)))
+            try:
+                shape = shape_of(open_checkpoint(store.to_read(name, record.fingerprint)))
+            except CheckpointError:
+                continue  # its weights lie in the mirror, and are not fetched for this
             row_tokens = record.identity.get("row_tokens") or 2 * record.identity.get("max_tokens", 1024)
             each = training_flops(shape, row_tokens)
             if record.kind in ("dpo", "sdpo") and record.identity.get("variant") != "simpo":
