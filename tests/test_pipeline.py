@@ -29,8 +29,8 @@ from depthup.recipe import load_recipe, parse_recipe
 REPOSITORY = Path(__file__).parents[1]
 PICO = REPOSITORY / "recipes" / "pico"
 NAMES = [
-    "base", "target", "base-loss", "target-loss", "trained", "tuned", "preferred", "stepwise", "trained-loss",
-    "preferred-loss", "page",
+    "base", "target", "mixture", "base-loss", "target-loss", "trained", "mixture-trained", "tuned", "preferred",
+    "stepwise", "trained-loss", "preferred-loss", "page",
 ]  # fmt: skip
 
 
