@@ -96,7 +96,7 @@ def test_one_expert_a_token_is_exact_to_the_last_digit_of_doubles(base: Base, tm
         torch.testing.assert_close(logits(tmp_path / family), logits(base(family)), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen2_sliding"])
+@pytest.mark.parametrize("family", [pytest.param("mistral", marks=pytest.mark.slow), "qwen2_sliding"])
 def test_generation_is_the_same(base: Base, tmp_path: Path, family: str) -> None:
     upcycle(base(family), tmp_path / "moe", Upcycling(4))
     texts = [
@@ -249,7 +249,7 @@ def test_active_parameters_are_those_of_the_planner(base: Base, tmp_path: Path) 
 # -- with depth, history, proof ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2_sliding", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("qwen2_sliding", marks=pytest.mark.slow), "qwen3"])
 def test_depth_and_experts_compose_in_either_order(base: Base, tmp_path: Path, family: str) -> None:
     plan, how = LayerPlan.parse("0-2,1-3", 4), Upcycling(4, every=2 if family == "qwen3" else 1)
     upscale(base(family), tmp_path / "deep", plan)
@@ -305,6 +305,7 @@ def test_the_same_upcycling_writes_the_same_bytes_and_a_stopped_one_goes_on(base
 
 WRONG = [
     ({"num_experts": 1}, "1 experts"), ({"num_experts": 5000}, "5000 experts"),
+    ({"num_experts": 64, "granularity": 128}, "64 copies in 128 parts"),
     ({"num_experts": 4, "experts_per_token": 5}, "each token goes to 5 of 4 experts"),
     ({"num_experts": 4, "experts_per_token": 0}, "goes to 0 of 4"), ({"num_experts": 4, "granularity": 3}, "of 3:"),
     ({"num_experts": 4, "granularity": 32}, "width 48 cannot be cut into 32"), ({"num_experts": 4, "every": 0}, "0th"),
