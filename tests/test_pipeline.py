@@ -29,8 +29,8 @@ from depthup.recipe import load_recipe, parse_recipe
 REPOSITORY = Path(__file__).parents[1]
 PICO = REPOSITORY / "recipes" / "pico"
 NAMES = [
-    "base", "target", "base-loss", "target-loss", "trained", "tuned", "preferred", "stepwise", "trained-loss",
-    "preferred-loss", "page",
+    "base", "mixture", "target", "base-loss", "target-loss", "trained", "tuned", "preferred", "stepwise",
+    "trained-loss", "preferred-loss", "page",
 ]  # fmt: skip
 
 
@@ -105,13 +105,13 @@ def test_a_second_run_does_nothing(made) -> None:
 @pytest.mark.parametrize(
     ("stage", "settings", "rebuilt", "reason"),
     [
-        ("trained", {"learning_rate": 1e-3}, NAMES[4:], "learning_rate: 0.003 -> 0.001"),
-        ("target", {"remove": 0}, ["target", *NAMES[3:]], "remove: 1 -> 0"),
+        ("trained", {"learning_rate": 1e-3}, NAMES[5:], "learning_rate: 0.003 -> 0.001"),
+        ("target", {"remove": 0}, ["target", *NAMES[4:]], "remove: 1 -> 0"),
         ("preferred", {"beta": 0.2}, ["preferred", "preferred-loss", "page"], "beta: 0.1 -> 0.2"),
         ("stepwise", {"chunks": 3}, ["stepwise"], "chunks: 2 -> 3"),
         ("base-loss", {"tokens": 1024}, ["base-loss", "page"], "tokens: 2048 -> 1024"),
         ("page", {"title": "Other"}, ["page"], "title: A random model"),
-        ("data", {"held_out": 0.3}, NAMES[2:], "data.held_out: 0.2 -> 0.3"),
+        ("data", {"held_out": 0.3}, NAMES[3:], "data.held_out: 0.2 -> 0.3"),
         ("top", {"seed": 2}, NAMES, "seed: 1 -> 2"),
         ("trained", {"micro_batch_rows": 2, "checkpoint_every": 5}, [], ""),
         ("base-loss", {"micro_batch_rows": 1}, [], ""),

@@ -46,6 +46,10 @@ class Upcycling:
     def __post_init__(self) -> None:
         if not 2 <= self.num_experts <= 4096:
             raise PlanError(f"{self.num_experts} experts", allowed="2 to 4096 copies of the feed-forward")
+        if self.num_experts * self.granularity > 4096:
+            raise PlanError(
+                f"{self.num_experts} copies in {self.granularity} parts each", allowed="at most 4096 experts in a layer"
+            )
         if not 1 <= self.experts_per_token <= self.num_experts:
             raise PlanError(
                 f"each token goes to {self.experts_per_token} of {self.num_experts} experts",

@@ -75,7 +75,8 @@ def _no_windows(fields: dict[str, Any], num_layers: int) -> None:
 def _one_window(fields: dict[str, Any], num_layers: int) -> None:
     """One for all layers, or none: by ``sliding_window`` alone."""
     kind = "full_attention" if fields.get("sliding_window") is None else "sliding_attention"
-    _require_one_kind(fields.pop("layer_types", None) or [kind], kind)
+    stated = fields.pop("layer_types", None)
+    _require_one_kind([str(each) for each in stated] if isinstance(stated, list) and stated else [kind], kind)
 
 
 def _window_of_each(fields: dict[str, Any], num_layers: int) -> None:
@@ -95,9 +96,11 @@ def _window_of_all(fields: dict[str, Any], num_layers: int) -> None:
 def _qwen_kinds(fields: Mapping[str, Any], num_layers: int) -> list[str]:
     stated = fields.get("layer_types")
     if isinstance(stated, list) and stated:
-        return stated
+        return [str(kind) for kind in stated]
     slides = bool(fields.get("use_sliding_window")) and fields.get("sliding_window") is not None
-    first = fields.get("max_window_layers", 28) if slides else num_layers
+    first = fields.get("max_window_layers") if slides else num_layers
+    if type(first) is not int:
+        raise CheckpointError(f"config.json says max_window_layers = {shown(first)}", allowed="a whole number")
     return ["sliding_attention" if layer >= first else "full_attention" for layer in range(num_layers)]
 
 
@@ -190,8 +193,8 @@ def find_form(config: Mapping[str, Any]) -> Form:
             allowed=f"causal language models of {', '.join(FORMS)}",
             next_step="grow it in depth: `depthup upscale` takes every family",
         )
-    names = config.get("architectures") or []
-    if names and not str(names[0]).endswith("ForCausalLM"):
+    names = config.get("architectures")
+    if isinstance(names, list) and names and not str(names[0]).endswith("ForCausalLM"):
         raise CheckpointError(f"the base is a {shown(names[0])}", allowed="a causal language model, with its head")
     code = config.get("auto_map")
     if isinstance(code, Mapping) and any(str(key).startswith("AutoModel") for key in code):

@@ -187,7 +187,9 @@ def _widths(stack: Stack, form: Form, layers: Mapping[int, Mapping[str, Tensor]]
     """Width of the stream and of the feed-forward, once each layer is seen to hold what the form has a place for."""
     for layer, held in layers.items():
         for suffix, tensor in held.items():
-            if suffix in (GATE, UP, DOWN) and (tensor.dtype not in _FLOATS or len(tensor.shape) != 2):
+            if suffix in (GATE, UP, DOWN) and (
+                tensor.dtype not in _FLOATS or len(tensor.shape) != 2 or not tensor.num_elements
+            ):
                 raise CheckpointError(
                     f"{tensor.name} is stored as {tensor.dtype} {list(tensor.shape)}: experts start as plain matrices",
                     allowed=", ".join(_FLOATS),
