@@ -50,7 +50,7 @@ class LoopedConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """The fields as they stand in ``config.json``."""
         fields: dict[str, Any] = super().to_dict()
-        fields["text_config"] = _said({**fields["text_config"], **fields.pop("stored")})
+        fields["text_config"] = _said({**self.text_config.to_diff_dict(), **fields.pop("stored")})
         return fields
 
     def stored_config(self) -> PreTrainedConfig:
@@ -115,7 +115,9 @@ class Visit(nn.Module):
     def __init__(self, owner: LoopedForCausalLM, layer: nn.Module, number: int) -> None:
         super().__init__()
         visits = owner.config.visits
-        self.layer, self.number, self.first = layer, number, visits.index(visits[number])
+        self.number, self.first, self.run = number, visits.index(visits[number]), (layer,)
+        if number == self.first:  # a part once: transformers would record what it puts out once for each time
+            self.layer = layer
         self.adapter = dict(owner.seams.items()).get(str(number))
         self.trace = owner.trace
         self.parts = [(part, name) for part in layer.modules() for name in _NUMBERS & vars(part).keys()]
@@ -126,7 +128,7 @@ class Visit(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("layer"), name)  # what families ask their layers for
+            return getattr(self.run[0], name)  # what families ask their layers for
 
     def forward(self, hidden_states: Tensor, *args: Any, **options: Any) -> Any:
         entered = self.trace.get(self.first, hidden_states)
@@ -135,7 +137,7 @@ class Visit(nn.Module):
             hidden_states = self.adapter(hidden_states, entered)
         for part, name in self.parts:
             setattr(part, name, self.number)
-        return self.layer(hidden_states, *args, **options)
+        return self.run[0](hidden_states, *args, **options)
 
 
 class LoopedForCausalLM(PreTrainedModel, GenerationMixin):

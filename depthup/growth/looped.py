@@ -103,6 +103,7 @@ def plan_loop(
     }
     config = _config(stored.config, equal.config) | looping
     looped = _skeleton(config, plan)
+    _require_names(looped, [move.name for move in stored.moves])
     first = next(move.source for move in stored.moves if move.source.dtype in _TYPES and len(move.source.shape) == 2)
     adapters = [
         Move(f"{SEAMS}{number}.{name}", first, _maker(value, first.dtype), tuple(value.shape))
@@ -183,6 +184,18 @@ def _require_alike(looped: Any, ordinary: Any, plan: LayerPlan) -> None:
                 f" {unlike} is {one[unlike]} and {other.get(unlike)}",
                 next_step="`depthup upscale` copies it",
             )
+
+
+def _require_names(looped: Any, names: list[str]) -> None:
+    """Outside of layers the weights must have the names on disk that they have in memory: a few families rename them
+    on loading, and transformers does that for classes of its own alone."""
+    known = {*names, *(f"{looped.base_model_prefix}.{name}" for name in names), *looped.all_tied_weights_keys}
+    outside = (name for name in looped.state_dict() if not name.startswith((f"{looped.layers_name}.", SEAMS)))
+    if renamed := sorted(set(outside) - known):
+        raise CheckpointError(
+            f"{type(looped.stack).__name__} cannot be looped: its {renamed[0]} has another name on disk",
+            next_step="`depthup upscale` copies the layers",
+        )
 
 
 def _facts(layer: nn.Module) -> Iterator[tuple[str, Any]]:

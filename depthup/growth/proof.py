@@ -98,6 +98,11 @@ def _stated_plan(target: Path) -> tuple[LayerPlan, str, dict[str, str]]:
             f"{target} has no {MANIFEST_NAME} that states its plan",
             next_step="name the plan as for `depthup upscale`, as in --layers 0-23,8-31 or --remove 8",
         )
+    if "visits" in manifest:
+        raise CheckpointError(
+            f"{target} is a looped model, whose config is not that of a family",
+            next_step="`depthup unroll` it, and check what comes of that",
+        )
     match manifest:
         case {"plan": plan, "stack": str(stack), **rest} if isinstance(lists := rest.get("config_lists", {}), dict):
             return LayerPlan.from_json(plan), stack, lists
