@@ -114,8 +114,8 @@ GROUND = {
 }  # fmt: skip
 # Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.
 _RECIPES = {
-    "recipe", "stage_data", "score_stage", "compare_stage", "probe_stage", "data_stages", "training_run", "training_stages", "stages",
-    "pipeline", "workloads", "reference",
+    "recipe", "stage_data", "score_stage", "compare_stage", "probe_stage", "data_stages", "training_run",
+    "training_stages", "stages", "pipeline", "workloads", "reference",
 }  # fmt: skip
 ABOVE = {
     "settings": {"data_settings", "data_stage_settings", "stage_settings", *_RECIPES},
