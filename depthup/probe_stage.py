@@ -8,15 +8,66 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .data_settings import PlainData, parts_of
+from .data_stage_settings import ProbeStage
 from .errors import CheckpointError, PlanError
 from .files import write_text
 
 if TYPE_CHECKING:
     from .layers import LayerPlan
+    from .stage_data import Job
 
 PROBE_NAME = "probe.json"
 LEDGER_NAME = "losses.jsonl"
 _FLAT = re.compile(r"\[\s+([^\[\]{}]*?)\s+\]")  # a list that holds no other
+
+
+def run_probe(job: Job, folder: Path) -> dict[str, Any]:
+    """Checkpoint + held-out text -> ``probe.json`` and its figures."""
+    from .data.sources import select
+    from .stage_data import source_of
+
+    stage: ProbeStage = job.stage
+    sources = []
+    for part in parts_of(job.recipe.data, stage.data):
+        data = job.recipe.data[part]
+        assert isinstance(data, PlainData)
+        held_out = select(source_of(job, part), "held_out", data.held_out, data.max_documents)
+        sources.append(one.text for one in held_out)
+    found = probe_folder(
+        job.folders[stage.model],
+        sources,
+        folder,
+        rows=(stage.tokens // stage.row_tokens, stage.row_tokens),
+        wanted={
+            "maps": stage.maps,
+            "map_rows": stage.map_tokens // stage.row_tokens,
+            "stride": stage.stride,
+        },
+        tried=stage.plans,
+        trained=None if stage.trained is None else job.folders[stage.trained],
+        trained_plan=stage.trained_plan or _recorded_plan(job, stage.trained),
+        device=job.device,
+        dtype=stage.dtype,
+        progress=job.progress,
+    )
+    found = {**found, "model": stage.model}
+    write_probe(folder, found)
+    (folder / LEDGER_NAME).unlink()
+    best = min(found["upscale"], key=lambda one: one["loss"])
+    return {"model": stage.model, "probe": PROBE_NAME, "base_loss": found["base"]["loss"],
+            "best_removed": best["num_removed"], "best_loss": best["loss"]}  # fmt: skip
+
+
+def _recorded_plan(job: Job, name: str | None) -> str | None:
+    """The plan of the surgery that a trained stage comes from, as its record tells; None where none does."""
+    waiting = [name]
+    while waiting:
+        record = job.records.get(waiting.pop() or "")
+        if record is not None and "plan" in record.results:
+            return str(record.results["plan"]["layers"])
+        waiting += list(record.inputs) if record is not None else []
+    return None
 
 
 def write_probe(folder: Path, found: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-Made = Literal["checkpoint", "scores", "data", "comparison", "page", "any"]  # what a stage leaves; any: asked for alone
+Made = Literal["checkpoint", "scores", "data", "comparison", "probe", "page", "any"]  # what a stage leaves
 
 
 class Settings(BaseModel):

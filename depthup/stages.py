@@ -15,6 +15,7 @@ from .data_stages import made_identity, run_alignment, run_decontaminate, run_sy
 from .errors import CheckpointError
 from .files import require_space
 from .loop_stage import run_loop
+from .probe_stage import run_probe
 from .recipe import Recipe
 from .report_stage import report_identity, run_report
 from .score_stage import benchmark_identity, score_benchmarks
@@ -256,5 +257,6 @@ KINDS: dict[str, Kind] = {
     "decontaminate": Kind(run_decontaminate, resumable=True),
     "evaluate": Kind(run_evaluate, computes=True),
     "compare": Kind(run_compare),
+    "probe": Kind(run_probe, resumable=True, computes=True),
     "report": Kind(run_report, version=2),
 }

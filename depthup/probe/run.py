@@ -20,7 +20,8 @@ from . import similarity
 from .maps import Kind, Ledger, can_run, ledger_key, map_json, map_plans, map_positions
 from .seams import joined_one_by_one, seam_report, upscaling_seam, weight_change
 from .similarity import residual_stream, rounded
-from .virtual import Loss, Tower, find_tower, iterate_losses, summarise
+from .tower import Tower, entries_of, find_tower
+from .virtual import Loss, count_layers, iterate_losses, summarise
 
 FORM = 1  # of probe.json; raised when a reader must know
 KINDS: tuple[Kind, ...] = ("drop", "duplicate")
@@ -33,7 +34,7 @@ class Wanted:
     Attributes:
         tried: Plans by name, beside depth up-scaling with every m.
         maps: Whether to make the heat maps.
-        map_rows: The first so many rows are used for them, at least 2.
+        map_rows: The first so many rows are used for them and for the logit lens, at least 2.
         stride: Of their positions; see :func:`~depthup.probe.maps.map_positions`.
         stack: Prefix of the layers, where the model has several stacks.
     """
@@ -70,55 +71,92 @@ def probe_model(
     """
     wanted = wanted or Wanted()
     clock = _Clock()
-    tower = find_tower(model, wanted.stack)
-    n, map_rows = tower.stack.num_layers, rows[: wanted.map_rows]
+    tower, map_rows = find_tower(model, wanted.stack), rows[: wanted.map_rows]
     if min(rows.shape[0], map_rows.shape[0], rows.shape[1]) < 2:
         raise DepthupError(f"{map_rows.shape[0]} rows of {rows.shape[1]} tokens", allowed="at least 2 of each")
+    _require_runnable(tower, wanted.tried)
+    book = Ledger(ledger, ledger_key(tower, rows))
+    look = _Look(tower, rows, map_rows, residual_stream(tower, rows), book, progress)
+    found: dict[str, Any] = {
+        "form": FORM,
+        "depthup": __version__,
+        "num_layers": tower.stack.num_layers,
+        "hidden_size": look.stream.shape[-1],
+        "rows": list(rows.shape),
+        "map_rows": len(map_rows),
+        "similarity": similarity.as_json(look.stream),
+        "lens": _lens(tower, map_rows, progress),
+    }
+    clock.stop("similarity")
+    found |= _plans(look, wanted.tried)
+    clock.stop("plans")
+    if trained is not None:
+        found["trained"] = _trained(look, *trained)
+        clock.stop("trained")
+    found |= _maps(look, wanted)
+    clock.stop("maps")
+    return {**found, "seconds": clock.spent}
+
+
+@dataclass(frozen=True)
+class _Look:
+    """A model under the glass: its layers, all rows and those for the maps, its stream on all, what is known of losses.
+
+    ``stream`` is [layers + 1, tokens, hidden].
+    """
+
+    tower: Tower
+    rows: Tensor
+    map_rows: Tensor
+    stream: Tensor
+    book: Ledger
+    progress: bool
+
+    def losses(self, plans: Sequence[LayerPlan], rows: Tensor, label: str) -> dict[LayerPlan, Loss]:
+        with _bar(self.progress, label, self.book.count(self.tower, plans, len(rows))) as bar:
+            return self.book.losses(self.tower, plans, rows, bar.update)
+
+
+def _plans(look: _Look, tried: Mapping[str, LayerPlan]) -> dict[str, Any]:
+    """Depth up-scaling with every m, and the plans that are to be tried."""
+    n = look.tower.stack.num_layers
     sweep = {LayerPlan.upscale(n, m): m for m in range((n + 1) // 2)}
+    parts = [one for plan in tried.values() for one in [plan, *joined_one_by_one(plan)]]
+    losses = look.losses([*sweep, *parts], look.rows, "plans")
+    base = losses[look.tower.base_plan]
+    return {
+        "base": {"loss": rounded(base.mean), "standard_error": rounded(base.standard_error)},
+        "upscale": [
+            {
+                "num_removed": m,
+                **_plan_json(losses[plan]),
+                "seams": _with_jumps(plan, upscaling_seam(plan, look.stream), losses),
+            }
+            for plan, m in sweep.items()
+            if plan in losses
+        ],
+        "tried": [
+            {"name": name, **_plan_json(losses[plan]), "seams": _tried_seams(look, plan, losses)}
+            for name, plan in tried.items()
+        ],
+    }
+
+
+def _maps(look: _Look, wanted: Wanted) -> dict[str, Any]:
+    """What each layer is worth alone, and the maps of runs."""
+    n = look.tower.stack.num_layers
     singles = [LayerPlan.drop(n, [layer]) for layer in range(n)] if n > 1 else []
     positions = map_positions(n, wanted.stride)
     maps = {kind: map_plans(kind, n, positions) for kind in KINDS} if wanted.maps else {}
-    book = Ledger(ledger, ledger_key(tower, rows))
-    stream = residual_stream(tower, rows)
-    with _bar(progress, "similarity", n + 1):
-        found: dict[str, Any] = {
-            "form": FORM,
-            "depthup": __version__,
-            "num_layers": n,
-            "hidden_size": stream.shape[-1],
-            "rows": list(rows.shape),
-            "similarity": similarity.as_json(stream),
-            "lens": _lens(tower, rows),
-        }
-    clock.stop("similarity")
-    tried = [one for plan in wanted.tried.values() for one in [plan, *joined_one_by_one(plan)]]
-    losses = _losses(book, tower, [*sweep, *tried], rows, progress, "plans")
-    base = losses[tower.base_plan]
-    found["base"] = {"loss": rounded(base.mean), "standard_error": rounded(base.standard_error)}
-    found["upscale"] = [
-        {"num_removed": m, **_plan_json(losses[plan]), "seams": _with_jumps(plan, upscaling_seam(plan, stream), losses)}
-        for plan, m in sweep.items()
-        if plan in losses
-    ]
-    found["tried"] = [
-        {"name": name, **_plan_json(losses[plan]), "seams": _tried_seams(tower, plan, rows, stream, losses)}
-        for name, plan in _runnable(tower, wanted.tried).items()
-    ]
-    clock.stop("plans")
-    if trained is not None:
-        found["trained"] = _trained(tower, *trained, rows, map_rows, stream, base, progress)
-        clock.stop("trained")
-    cells = _losses(book, tower, [*singles, *(one for plans in maps.values() for one in plans.values())], map_rows,
-                    progress, "maps")  # fmt: skip
-    found["without_layer"] = [_difference(cells.get(plan)) for plan in singles]
-    found["maps"] = {
-        kind: map_json(positions, {run: cells[plan] for run, plan in plans.items() if plan in cells})
-        for kind, plans in maps.items()
+    runs = [plan for plans in maps.values() for plan in plans.values()]
+    losses = look.losses([*singles, *runs], look.map_rows, "maps")
+    return {
+        "without_layer": [_difference(losses.get(plan)) for plan in singles],
+        "maps": {
+            kind: map_json(positions, {run: losses[plan] for run, plan in plans.items() if plan in losses})
+            for kind, plans in maps.items()
+        },
     }
-    found["map_rows"] = map_rows.shape[0]
-    clock.stop("maps")
-    found["seconds"] = clock.spent
-    return found
 
 
 class _Clock:
@@ -139,15 +177,9 @@ def _bar(progress: bool, label: str, total: int) -> Any:
     return tqdm(total=total, desc=label, unit="layer", disable=not progress, dynamic_ncols=True, leave=False)
 
 
-def _losses(
-    book: Ledger, tower: Tower, plans: Sequence[LayerPlan], rows: Tensor, progress: bool, label: str
-) -> dict[LayerPlan, Loss]:
-    with _bar(progress, label, book.count(tower, plans, len(rows))) as bar:
-        return book.losses(tower, plans, rows, bar.update)
-
-
-def _lens(tower: Tower, rows: Tensor) -> dict[str, Any]:
-    lens = similarity.logit_lens(tower, rows)
+def _lens(tower: Tower, rows: Tensor, progress: bool) -> dict[str, Any]:
+    with _bar(progress, "logit lens", tower.stack.num_layers + 1) as bar:
+        lens = similarity.logit_lens(tower, rows, bar.update)
     return {
         "loss": rounded(lens.loss),
         "divergence": rounded(lens.divergence),
@@ -170,19 +202,19 @@ def _difference(loss: Loss | None) -> list[float] | None:
     return None if loss is None else [rounded(loss.difference), rounded(loss.difference_error)]
 
 
-def _runnable(tower: Tower, plans: Mapping[str, LayerPlan]) -> Mapping[str, LayerPlan]:
+def _require_runnable(tower: Tower, plans: Mapping[str, LayerPlan]) -> None:
     for name, plan in plans.items():
+        entries_of(tower, plan)
         if not can_run(tower, plan):
             raise PlanError(
-                f"the model's config cannot say the plan '{name}'", next_step="see `depthup layers` for what it breaks"
+                f"the model's config cannot say the plan '{name}'",
+                next_step="`depthup upscale --dry-run` tells which of its rules the plan breaks",
             )
-    return plans
 
 
-def _tried_seams(
-    tower: Tower, plan: LayerPlan, rows: Tensor, home: Tensor, losses: Mapping[LayerPlan, Loss]
-) -> list[dict[str, Any]]:
-    return _with_jumps(plan, seam_report(plan, residual_stream(tower, rows, plan), home), losses)
+def _tried_seams(look: _Look, plan: LayerPlan, losses: Mapping[LayerPlan, Loss]) -> list[dict[str, Any]]:
+    arriving = residual_stream(look.tower, look.rows, plan)
+    return _with_jumps(plan, seam_report(plan, arriving, look.stream), losses)
 
 
 def _with_jumps(
@@ -194,46 +226,55 @@ def _with_jumps(
     return [{**seam, "loss_jump": jump} for seam, jump in zip(seams, jumps, strict=True)]
 
 
-def _trained(
-    tower: Tower, model: Model, plan: LayerPlan, rows: Tensor, map_rows: Tensor, home: Tensor, base: Loss,
-    progress: bool,
-) -> dict[str, Any]:  # fmt: skip
+def _trained(look: _Look, model: Model, plan: LayerPlan) -> dict[str, Any]:
     """The target of a plan before and after training: loss, seams, lens, what each layer and each copy is worth."""
-    after, s = find_tower(model, tower.stack.prefix), plan.num_target_layers
-    change = weight_change(tower, after, plan)
+    after, s = find_tower(model, look.tower.stack.prefix), plan.num_target_layers
+    change = weight_change(look.tower, after, plan)
     without = {str(target): LayerPlan.drop(s, [target]) for target in range(s)}
     again = [target for target in plan.new if plan.sources[target] in plan.duplicated]
-    first = [plan.targets_of(source)[0] for source in plan.duplicated]
     if again:
-        without |= {"second copies": LayerPlan.drop(s, again), "first copies": LayerPlan.drop(s, first)}
-    sides: dict[str, Any] = {"layers": plan.text, "change": change}
-    whole = LayerPlan(s, tuple(range(s)))
-    for side, where, plans in (
-        ("before", tower, {name: plan.then(one) for name, one in without.items()}),
-        ("after", after, without),
-    ):
-        here = plan if side == "before" else whole
-        [(_, loss)] = iterate_losses(where, [here], rows)
-        told = [here, *plans.values()]
-        with _bar(progress, f"{side} training", sum(one.num_target_layers for one in told) // 2) as bar:
-            found = dict(iterate_losses(where, told, map_rows, bar.update))
-        stream = residual_stream(where, rows, here)
-        worth = {name: _difference(summarise(one, found[place], found[0]))
-                 for place, (name, one) in enumerate(plans.items(), 1)}  # fmt: skip
-        sides[side] = {
-            **_loss_json(summarise(here, loss, _tensor(base))),
-            "seams": seam_report(plan, stream, home),
-            "influence": rounded(similarity.block_influence(stream).tolist()),
-            "rms": rounded(similarity.stream_rms(stream).tolist()),
-            "without_layer": [worth[str(target)] for target in range(s)],
-            "without_second_copies": worth.get("second copies"),
-            "without_first_copies": worth.get("first copies"),
-        }
-    sides["after"]["lens"] = _lens(after, rows)
-    return sides
+        without["second"] = LayerPlan.drop(s, again)
+        without["first"] = LayerPlan.drop(s, [plan.targets_of(source)[0] for source in plan.duplicated])
+    composed = {name: plan.then(one) for name, one in without.items()}
+    return {
+        "layers": plan.text,
+        "change": change,
+        "before": _side(look, look.tower, plan, plan, composed),
+        "after": {
+            **_side(look, after, plan, after.base_plan, without),
+            "lens": _lens(after, look.map_rows, look.progress),
+        },
+    }
 
 
-def _tensor(loss: Loss) -> Any:
-    import torch
+def _side(
+    look: _Look, tower: Tower, plan: LayerPlan, here: LayerPlan, without: Mapping[str, LayerPlan]
+) -> dict[str, Any]:
+    """A target as it is run by one model.
 
-    return torch.tensor(loss.rows).double()
+    Args:
+        look: The base.
+        tower: The model: the base, or the trained target.
+        plan: From the base to the target.
+        here: From the model to the target.
+        without: From the model to the target without a layer (by number), or without ``first`` or ``second`` copies.
+    """
+    [(_, base)] = iterate_losses(look.tower, [look.tower.base_plan], look.rows)
+    [(_, loss)] = iterate_losses(tower, [here], look.rows)
+    told = [here, *without.values()]
+    with _bar(look.progress, "trained" if tower is not look.tower else "untrained", count_layers(tower, told)) as bar:
+        found = dict(iterate_losses(tower, told, look.map_rows, bar.update))
+    worth = {
+        name: _difference(summarise(one, found[place], found[0]))
+        for place, (name, one) in enumerate(without.items(), 1)
+    }
+    stream = residual_stream(tower, look.rows, here)
+    return {
+        **_loss_json(summarise(here, loss, base)),
+        "seams": seam_report(plan, stream, look.stream),
+        "influence": rounded(similarity.block_influence(stream).tolist()),
+        "rms": rounded(similarity.stream_rms(stream).tolist()),
+        "without_layer": [worth[str(target)] for target in range(plan.num_target_layers)],
+        "without_second_copies": worth.get("second"),
+        "without_first_copies": worth.get("first"),
+    }

@@ -15,7 +15,7 @@ from torch.nn import functional
 from ..errors import PlanError
 from ..layers import COPY, LayerPlan
 from .similarity import angle, rounded
-from .virtual import Tower
+from .tower import Tower
 
 
 def seam_report(plan: LayerPlan, arriving: Tensor, home: Tensor) -> list[dict[str, Any]]:

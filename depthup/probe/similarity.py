@@ -8,6 +8,7 @@ hundreds of times stronger than the rest count as one each.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..layers import LayerPlan
-from .virtual import Tower, chunked, logits_of, record
+from .tower import Tower, chunked, logits_of, record
 
 _CKA_TOKENS = 768  # a Gram matrix has tokens x tokens numbers, and there is one for each state
 
@@ -101,12 +102,13 @@ def stream_rms(stream: Tensor) -> Tensor:
     return stream.double().square().mean(-1).sqrt().median(-1).values
 
 
-def logit_lens(tower: Tower, rows: Tensor) -> Lens:
+def logit_lens(tower: Tower, rows: Tensor, progress: Callable[[float], object] | None = None) -> Lens:
     """Final norm and head on the stream after each layer (nostalgebraist's logit lens, 2020), by the model's own code.
 
     Args:
         tower: The model.
         rows: Token ids [rows, tokens].
+        progress: Called with the states done since the last call, all of the rows counted as one.
     """
     totals = torch.zeros(3, tower.stack.num_layers + 1, dtype=torch.float64)
     for chunk in chunked(tower, rows):
@@ -119,6 +121,8 @@ def logit_lens(tower: Tower, rows: Tensor) -> Lens:
             divergence = (last.exp() * (last - here)).sum()
             agreement = (here.argmax(-1) == best).sum()
             totals[:, depth] += torch.stack([loss, divergence, agreement]).double().cpu()
+            if progress is not None:
+                progress(len(chunk) / len(rows))
     totals /= rows.shape[0] * (rows.shape[1] - 1)
     return Lens(*(tuple(values) for values in totals.tolist()))
 

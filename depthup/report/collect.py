@@ -25,7 +25,7 @@ from .record_tables import (
     strength_tables,
 )
 from .summary import Story, recovery_facts, summarize
-from .values import ComparedModel, ComparedTable, Curve, DataSource, Generation, ModelRow, Report, StageCard
+from .values import ComparedModel, ComparedTable, Curve, DataSource, Generation, ModelRow, Probe, Report, StageCard
 
 _NO_VERSION = ("seconds", "device", "stands_for", "adopted_from")
 _DESCRIPTIONS = {
@@ -62,6 +62,7 @@ def collect_report(
     model: str | None = None,
     sources: Mapping[str, Sequence[DataSource]] | None = None,
     flops: Mapping[str, float] | None = None,
+    probes: Sequence[str] = (),
 ) -> Report:
     """Everything that :func:`depthup.report.page.render_page` shows.
 
@@ -77,8 +78,9 @@ def collect_report(
         model: Stage of the model that the story ends with; the one evaluated last, where it is not said.
         sources: Data of each stage that reads some, by its name.
         flops: Model FLOPs of each stage that trains, by its name.
+        probes: Names of probe stages.
     """
-    shown = lineage([*evaluations, *comparisons, *others, *([model] if model else [])], records)
+    shown = lineage([*evaluations, *comparisons, *probes, *others, *([model] if model else [])], records)
     rows = collect_rows(evaluations, records)
     surgeries = [record for record in shown if "plan" in record.results]
     plan = LayerPlan.from_json(surgeries[0].results["plan"]) if surgeries else None
@@ -98,6 +100,7 @@ def collect_report(
         generations=_generations([records[name] for name in evaluations]),
         scores=_scores([records[name] for name in evaluations], folder_of),
         comparisons=tables,
+        probes=tuple(_probe(records[name], folder_of) for name in probes),
         stages=tuple(map(_card, shown)),
         environment=_environment(shown),
         summary_of=summarize(story) if plan else None,
@@ -160,6 +163,11 @@ def _compared(results: Mapping[str, Any]) -> ComparedTable:
         for row in results["rows"]
     )
     return ComparedTable(results["title"], tuple(results["headers"]), rows, tuple(results["notes"]))
+
+
+def _probe(record: Record, folder_of: Callable[[str, str], Path]) -> Probe:
+    path = folder_of(record.stage, record.fingerprint) / record.results["probe"]
+    return Probe(record.stage, json.loads(path.read_text(encoding="utf-8")))
 
 
 def _curves(shown: Sequence[Record], records: Records, places: Mapping[str, Path]) -> tuple[Curve, ...]:

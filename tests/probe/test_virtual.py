@@ -8,6 +8,7 @@ from pathlib import Path
 import pico
 import pytest
 import torch
+import zoo
 from torch.nn.functional import cross_entropy
 
 from depthup.errors import CheckpointError, DepthupError, PlanError
@@ -37,6 +38,19 @@ def test_a_plan_that_is_run_is_the_checkpoint_that_surgery_writes(base: Base, tm
                 assert torch.equal(model(rows).logits, written(rows).logits)
                 assert model.config.num_hidden_layers == written.config.num_hidden_layers
         assert torch.equal(model(rows).logits, before)
+
+
+@pytest.mark.parametrize("family", ["bamba", "lfm2"])
+def test_hybrids_keep_their_kinds_of_layer(tmp_path: Path, family: str) -> None:
+    """State space or convolution among attention: masks and kinds are those of the target."""
+    [specimen] = zoo.specimens(f"^{family}$")
+    model, rows = specimen.build(), pico.tokens(20, 2) % 60
+    model.save_pretrained(tmp_path / "base")
+    plan = LayerPlan.upscale(7, 2)
+    upscale(tmp_path / "base", tmp_path / "out", plan)
+    written = pico.load(tmp_path / "out")
+    with torch.inference_mode(), virtual_stack(model, plan):
+        assert torch.equal(model(rows, use_cache=False).logits, written(rows, use_cache=False).logits)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2_sliding", "mamba"])
