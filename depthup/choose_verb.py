@@ -36,7 +36,7 @@ docs/choosing.md says what is tried, and what the verdict rests on.
     )  # fmt: skip
     text.add_argument("--field", default="text", help="of rows: the one that holds the text (text)")
     runs = parser.add_argument_group("the short runs")
-    runs.add_argument("--probe-steps", type=_count(4), default=32, metavar="K", help="steps of the longest (32)")
+    runs.add_argument("--probe-steps", type=_count(1), default=32, metavar="K", help="steps of the longest (32)")
     runs.add_argument("--keep", type=_count(1), default=6, metavar="N", help="most candidates that are trained (6)")
     runs.add_argument("--rows", type=_count(1), default=4, metavar="N", help="rows in a step (4)")
     runs.add_argument("--row-tokens", type=_count(8), default=256, metavar="N", help="tokens in a row (256)")

@@ -115,12 +115,19 @@ def test_a_stopped_choice_goes_on_and_ends_as_if_it_were_not(folder: Path, text:
     assert (out / "choose.json").read_bytes() == (tmp_path / "whole" / "choose.json").read_bytes()
 
 
+@pytest.mark.parametrize("budget, steps, rungs", [
+    (0, 32, ()), (1, 32, (1,)), (2 * 192, 32, (1, 2)), (10**9, 32, (8, 16, 32)), (10**9, 10, (2, 4, 8)),
+])  # fmt: skip
+def test_rungs_double_within_the_budget(budget: int, steps: int, rungs: tuple[int, ...]) -> None:
+    assert Request("base", budget, rows_per_step=4, row_tokens=48, probe_steps=steps).rungs == rungs
+
+
 def test_the_verb_says_what_it_found_and_its_recipe_runs_dry(
     folder: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     arguments = ["choose", str(folder), "--factor", "1.5", "--budget-tokens", "8e3", "--data", text,
-                 "--probe-steps", "4", "--row-tokens", "48", "--eval-rows", "6", "--keep", "1",
+                 "--probe-steps", "2", "--row-tokens", "48", "--eval-rows", "6", "--keep", "1",
                  "--out", str(out)]  # fmt: skip
     assert main(arguments) == 0
     said = capsys.readouterr().out

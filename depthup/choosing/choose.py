@@ -40,7 +40,7 @@ class Request:
         factor: Wanted depth as a multiple.
         files: Text; empty for the documentation that Python carries.
         field: Of rows in these files.
-        probe_steps: Steps of the last rung, at least 4; a quarter and a half of them are rungs, too.
+        probe_steps: Steps of the last rung; a quarter and a half of them are rungs, too.
         keep: Most candidates in the first rung.
         rows_per_step: Rows in a batch.
         row_tokens: Tokens in a row.
@@ -73,8 +73,10 @@ class Request:
         """Steps of each rung: no more than the budget allows; none without a budget."""
         if self.budget_tokens == 0:
             return ()
-        quarter = max(min(self.probe_steps, self.budget_tokens // self.tokens_per_step) // 4, 1)
-        return quarter, 2 * quarter, 4 * quarter
+        steps = max(min(self.probe_steps, self.budget_tokens // self.tokens_per_step), 1)
+        if steps < 4:
+            return tuple(sorted({1, steps}))
+        return steps // 4, 2 * (steps // 4), 4 * (steps // 4)
 
 
 @dataclass(frozen=True)
