@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from depthup.choosing.choose import Choice, Request, choose
 from depthup.choosing.verdict import CONTROL
 from depthup.cli import main
-from depthup.errors import TrainingError
+from depthup.errors import CheckpointError, TrainingError
 from depthup.recipe import load_recipe
 
 _SMALL = {"row_tokens": 48, "rows_per_step": 4, "eval_rows": 8, "probe_steps": 4, "keep": 2}
