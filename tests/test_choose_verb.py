@@ -164,6 +164,14 @@ def test_bad_input_is_refused_in_words(
     assert said in err and "Traceback" not in err
 
 
+def test_quantised_weights_are_refused(folder: Path, text: str, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    pico.edit_config(base, quantization_config={"quant_method": "gptq"})
+    with pytest.raises(CheckpointError, match="holds quantised weights"):
+        ask(base, tmp_path / "out", text, factor=1.5)
+
+
 @pytest.mark.parametrize(
     "options", [["--budget-tokens", "-1"], ["--budget-tokens", "1.5"], ["--budget-tokens", "many"]]
 )
