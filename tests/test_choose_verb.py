@@ -61,6 +61,7 @@ def test_repeating_layers_that_change_nothing_costs_nothing(folder: Path, text: 
     assert found["block(5-6)"] == pytest.approx(found[CONTROL], abs=1e-6)
     assert abs(found["block(1-2)"] - found[CONTROL]) > 1e-3
     assert choice.trained == () and any("budget is 0" in said for said in choice.left_out)
+    assert choice.verdict.decision == "do-not-grow" or min(found.values()) < found[CONTROL] - 1e-3
     recipe = load_recipe(tmp_path / "out")
     assert [stage.kind for stage in recipe.stages.values()] == ["upscale", "evaluate", "evaluate", "report"]
 
@@ -78,9 +79,6 @@ def test_without_tokens_a_layer_is_repeated_only_where_that_helps(text: str, tmp
         model(input_ids=batch, labels=batch).loss.backward()
         optimizer.step()
     model.save_pretrained(base)
-    whole = ask(base, tmp_path / "whole", text, budget_tokens=0, target_layers=8)
-    assert whole.verdict.decision == "do-not-grow" and whole.verdict.best is not None
-    assert whole.verdict.best.name == "identity"
     with torch.no_grad():
         for layer in model.model.layers[2:4]:
             layer.self_attn.o_proj.weight *= 0.5
@@ -128,7 +126,7 @@ def test_the_verb_says_what_it_found_and_its_recipe_runs_dry(
 ) -> None:
     out = tmp_path / "out"
     arguments = ["choose", str(folder), "--factor", "1.5", "--budget-tokens", "8e3", "--data", text,
-                 "--probe-steps", "2", "--row-tokens", "48", "--eval-rows", "6", "--keep", "1",
+                 "--probe-steps", "1", "--row-tokens", "48", "--eval-rows", "6", "--keep", "1",
                  "--out", str(out)]  # fmt: skip
     assert main(arguments) == 0
     said = capsys.readouterr().out
