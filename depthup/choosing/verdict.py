@@ -110,9 +110,9 @@ def decide(
     elif budget_tokens >= PUBLISHED_TOKENS:
         decision, best = "grow", _best_stack(by_name, [zero, *rungs]) or best
         said = (
-            f"{measured}, so growth is not ahead yet. But at {compact(budget_tokens)} tokens all published runs of depth"
-            " up-scaling that we know of report a gain over their base, though none trained the base on the same tokens"
-            f" to compare. They are stacks, all weights trained; here {best.name} is the best of these. Grow by it, and"
+            f"{measured}, so growth is not ahead yet. But at {compact(budget_tokens)} tokens all published runs of"
+            " depth up-scaling that we know of report a gain over their base, though none trained the base on the same"
+            f" tokens to compare. They are stacks, all weights trained; here {best.name} is the best of these. Grow by it, and"
             " run the control beside it for as long as you can."
         )
     else:
