@@ -112,8 +112,8 @@ def decide(
         said = (
             f"{measured}, so growth is not ahead yet. But at {compact(budget_tokens)} tokens all published runs of"
             " depth up-scaling that we know of report a gain over their base, though none trained the base on the same"
-            f" tokens to compare. They are stacks, all weights trained; here {best.name} is the best of these. Grow by it, and"
-            " run the control beside it for as long as you can."
+            f" tokens to compare. They are stacks, all weights trained; here {best.name} is the best of these. Grow by"
+            " it, and run the control beside it for as long as you can."
         )
     else:
         decision = "continue-base"
