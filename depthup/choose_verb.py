@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .recipe_verbs import add_verb
+from .recipe_verbs import STOPPED, add_verb
 
 
 def add_choose(verbs: Any) -> None:
@@ -36,8 +36,14 @@ docs/choosing.md says what is tried, and what the verdict rests on.
     )  # fmt: skip
     text.add_argument("--field", default="text", help="of rows: the one that holds the text (text)")
     runs = parser.add_argument_group("the short runs")
-    runs.add_argument("--probe-steps", type=_count(4), default=32, metavar="K", help="steps of the longest (32)")
-    runs.add_argument("--keep", type=_count(1), default=6, metavar="N", help="most candidates that are trained (6)")
+    runs.add_argument("--probe-steps", type=_count(1), default=32, metavar="K", help="steps of the longest (32)")
+    runs.add_argument(
+        "--keep",
+        type=_count(1),
+        default=6,
+        metavar="N",
+        help="most candidates that are trained; below 6, families that are worse at the start drop out (6)",
+    )
     runs.add_argument("--rows", type=_count(1), default=4, metavar="N", help="rows in a step (4)")
     runs.add_argument("--row-tokens", type=_count(8), default=256, metavar="N", help="tokens in a row (256)")
     runs.add_argument("--eval-rows", type=_count(2), default=16, metavar="N", help="held-out rows (16)")
@@ -70,9 +76,10 @@ def _positive(text: str) -> float:
     return value
 
 
-def _choose(options: argparse.Namespace) -> None:
+def _choose(options: argparse.Namespace) -> int:
     from .checkpoint.remote import local_folder
     from .choosing.choose import RECIPE, RESULT, Request, choose
+    from .errors import Stopped
 
     request = Request(
         model=str(local_folder(options.model)), budget_tokens=options.budget_tokens, params=options.params,
@@ -81,9 +88,14 @@ def _choose(options: argparse.Namespace) -> None:
         eval_rows=options.eval_rows, learning_rate=options.learning_rate, seed=options.seed,
     )  # fmt: skip
     out = Path(options.out)
-    choice = choose(request, out, minutes=options.minutes, device=options.device, progress=sys.stderr.isatty())
+    try:
+        choice = choose(request, out, minutes=options.minutes, device=options.device, progress=sys.stderr.isatty())
+    except Stopped as stopped:
+        print(f"stopped by {stopped} with the state saved; the same command goes on", file=sys.stderr)
+        return STOPPED
     print(_shown(choice))
     print(f"\nwritten: {out / RESULT}, {out / RECIPE} (depthup run {out})")
+    return 0
 
 
 def _shown(choice: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from depthup.choosing.choose import Choice, Request, choose
 from depthup.choosing.verdict import CONTROL
 from depthup.cli import main
-from depthup.errors import TrainingError
+from depthup.errors import CheckpointError, TrainingError
 from depthup.recipe import load_recipe
 
 _SMALL = {"row_tokens": 48, "rows_per_step": 4, "eval_rows": 8, "probe_steps": 4, "keep": 2}
@@ -60,6 +61,7 @@ def test_repeating_layers_that_change_nothing_costs_nothing(folder: Path, text: 
     assert found["block(5-6)"] == pytest.approx(found[CONTROL], abs=1e-6)
     assert abs(found["block(1-2)"] - found[CONTROL]) > 1e-3
     assert choice.trained == () and any("budget is 0" in said for said in choice.left_out)
+    assert choice.verdict.decision == "do-not-grow" or min(found.values()) < found[CONTROL] - 1e-3
     recipe = load_recipe(tmp_path / "out")
     assert [stage.kind for stage in recipe.stages.values()] == ["upscale", "evaluate", "evaluate", "report"]
 
@@ -77,9 +79,6 @@ def test_without_tokens_a_layer_is_repeated_only_where_that_helps(text: str, tmp
         model(input_ids=batch, labels=batch).loss.backward()
         optimizer.step()
     model.save_pretrained(base)
-    whole = ask(base, tmp_path / "whole", text, budget_tokens=0, target_layers=8)
-    assert whole.verdict.decision == "do-not-grow" and whole.verdict.best is not None
-    assert whole.verdict.best.name == "identity"
     with torch.no_grad():
         for layer in model.model.layers[2:4]:
             layer.self_attn.o_proj.weight *= 0.5
@@ -115,12 +114,19 @@ def test_a_stopped_choice_goes_on_and_ends_as_if_it_were_not(folder: Path, text:
     assert (out / "choose.json").read_bytes() == (tmp_path / "whole" / "choose.json").read_bytes()
 
 
+@pytest.mark.parametrize("budget, steps, rungs", [
+    (0, 32, ()), (1, 32, (1,)), (2 * 192, 32, (1, 2)), (10**9, 32, (8, 16, 32)), (10**9, 10, (2, 4, 8)),
+])  # fmt: skip
+def test_rungs_double_within_the_budget(budget: int, steps: int, rungs: tuple[int, ...]) -> None:
+    assert Request("base", budget, rows_per_step=4, row_tokens=48, probe_steps=steps).rungs == rungs
+
+
 def test_the_verb_says_what_it_found_and_its_recipe_runs_dry(
     folder: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     arguments = ["choose", str(folder), "--factor", "1.5", "--budget-tokens", "8e3", "--data", text,
-                 "--probe-steps", "4", "--row-tokens", "48", "--eval-rows", "6", "--keep", "1",
+                 "--probe-steps", "1", "--row-tokens", "48", "--eval-rows", "6", "--keep", "1",
                  "--out", str(out)]  # fmt: skip
     assert main(arguments) == 0
     said = capsys.readouterr().out
@@ -154,6 +160,14 @@ def test_bad_input_is_refused_in_words(
     assert main(["choose", str(folder), "--budget-tokens", "100", *given, *out]) == 2
     err = capsys.readouterr().err
     assert said in err and "Traceback" not in err
+
+
+def test_quantised_weights_are_refused(folder: Path, text: str, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    pico.edit_config(base, quantization_config={"quant_method": "gptq"})
+    with pytest.raises(CheckpointError, match="holds quantised weights"):
+        ask(base, tmp_path / "out", text, factor=1.5)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ..artifacts.fingerprint import Digests, first_difference
 from ..checkpoint.plain_json import read_object
 from ..checkpoint.reader import open_checkpoint
 from ..costs import base_costs
-from ..errors import OutputError, TrainingError
+from ..errors import CheckpointError, OutputError, TrainingError
 from ..files import locked_file, write_json, write_text
 from .candidates import Candidate, candidates, wanted_depth
 from .facts import NEW_ONLY_RATE, PUBLISHED, Fact, Rate, measured_facts, rate_for
@@ -40,7 +40,7 @@ class Request:
         factor: Wanted depth as a multiple.
         files: Text; empty for the documentation that Python carries.
         field: Of rows in these files.
-        probe_steps: Steps of the last rung, at least 4; a quarter and a half of them are rungs, too.
+        probe_steps: Steps of the last rung; a quarter and a half of them are rungs, too.
         keep: Most candidates in the first rung.
         rows_per_step: Rows in a batch.
         row_tokens: Tokens in a row.
@@ -73,8 +73,10 @@ class Request:
         """Steps of each rung: no more than the budget allows; none without a budget."""
         if self.budget_tokens == 0:
             return ()
-        quarter = max(min(self.probe_steps, self.budget_tokens // self.tokens_per_step) // 4, 1)
-        return quarter, 2 * quarter, 4 * quarter
+        steps = max(min(self.probe_steps, self.budget_tokens // self.tokens_per_step), 1)
+        if steps < 4:
+            return tuple(sorted({1, steps}))
+        return steps // 4, 2 * (steps // 4), 4 * (steps // 4)
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,11 @@ def choose(
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     base = open_checkpoint(Path(request.model))
+    if base.config.get("quantization_config"):
+        raise CheckpointError(
+            f"{request.model} holds quantised weights, which cannot be trained",
+            next_step="choose for the model they were made from",
+        )
     costs = base_costs(base)
     assert costs.layer_parameters is not None
     depth = wanted_depth(costs, params=request.params, target_layers=request.target_layers, factor=request.factor)
@@ -173,7 +180,8 @@ def choose(
         if verdict.best is not None and verdict.best.trains_new_only:
             rate = replace(rate, peak=2e-4, fact=NEW_ONLY_RATE)
         facts = (*measured_facts(request.budget_tokens, base.num_parameters), *PUBLISHED)
-        sizes = (base.num_parameters, costs.outside_parameters + depth * costs.layer_parameters[0])
+        best = verdict.best or tried[0]
+        sizes = (base.num_parameters, best.plan.count(costs.layer_parameters, costs.outside_parameters))
         choice = Choice(request, tried, tuple(zero), tuple(map(tuple, rungs)), left_out, verdict, rate, facts, sizes)
         _write(choice, out, data[1])
     return choice

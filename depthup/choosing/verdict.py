@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,11 +108,12 @@ def decide(
         decision: Decision = "grow"
         said = f"{measured}, so growing by {best.name} is ahead, and its lead does not shrink. Grow."
     elif budget_tokens >= PUBLISHED_TOKENS:
-        decision = "grow"
+        decision, best = "grow", _best_stack(by_name, [zero, *rungs]) or best
         said = (
-            f"{measured}, so growth is not ahead yet. At {compact(budget_tokens)} tokens every published run of depth"
-            " up-scaling reports a gain over its base, though none trained the base on the same tokens to compare."
-            " Grow, and run the control beside it for as long as you can."
+            f"{measured}, so growth is not ahead yet. But at {compact(budget_tokens)} tokens all published runs of"
+            " depth up-scaling that we know of report a gain over their base, though none trained the base on the same"
+            f" tokens to compare. They are stacks, all weights trained; here {best.name} is the best of these. Grow by"
+            " it, and run the control beside it for as long as you can."
         )
     else:
         decision = "continue-base"
@@ -129,6 +130,15 @@ def _earlier_gap(rungs: Sequence[Sequence[Measurement]], name: str) -> float | N
         return None
     losses = {one.name: one.loss for one in rungs[-2]}
     return losses[name] - losses[CONTROL]
+
+
+def _best_stack(by_name: Mapping[str, Candidate], rounds: Sequence[Sequence[Measurement]]) -> Measurement | None:
+    """The best stack in the last round that has one; None where none was measured."""
+    for measured in reversed(rounds):
+        stacks = [one for one in measured if one.name != CONTROL and by_name[one.name].family == "stack"]
+        if stacks:
+            return min(stacks, key=lambda one: one.loss)
+    return None
 
 
 def _why(budget_tokens: float) -> str:

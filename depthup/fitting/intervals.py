@@ -21,6 +21,7 @@ from .form import MIN_POINTS, NUM_PARAMETERS, Array, Curves, fit
 from .runs import Run
 
 Axis = Literal["tokens", "flops"]
+_MISFIT_SHARE = 100.0  # an error of 5 % of the difference counts as one of 0.05 % of the loss
 _NUM_PLACES = 600  # tokens at which two curves are compared, evenly spaced in their logarithm
 
 
@@ -156,12 +157,27 @@ def compare_runs(challenger: FittedRun, reference: FittedRun, *, seed: int = 0) 
     count = len(np.unique(tokens))
     if count < MIN_POINTS or count < 0.8 * len(set(challenger.run.tokens)):
         return Pair(challenger, reference, None, last)
-    found = fit(tokens, gaps[None], losses, signed=True)
+    found, scale = _fitted_gap(tokens, gaps, losses)
     expected = found.at(tokens)[0]
     rng, num_draws = np.random.default_rng(seed + 1), len(reference.draws.end)
-    noise = _drawn_noise((gaps - expected) / losses, seeds, num_draws, rng)
-    draws = fit(tokens, expected + noise * losses, losses, signed=True)
+    noise = _drawn_noise((gaps - expected) / scale, seeds, num_draws, rng)
+    draws = fit(tokens, expected + noise * scale, scale, signed=True)
     return Pair(challenger, reference, joined(found, draws), last)
+
+
+def _fitted_gap(tokens: Array, gaps: Array, losses: Array) -> tuple[Curves, Array]:
+    """The fit of a difference, and what its errors are in proportion to, [num_points].
+
+    That is the loss, as of noise; or, where it makes the errors more likely (normal ones), also a share of the
+    difference itself: while a seam is repaired the difference is large, and no single power describes it.
+    """
+    tried = []
+    for scale in (losses, np.hypot(losses, _MISFIT_SHARE * gaps)):
+        found = fit(tokens, gaps[None], scale, signed=True)
+        sigma = _sigma((gaps - found.at(tokens)[0]) / scale)
+        tried.append((len(gaps) * np.log(max(sigma, 1e-12)) + float(np.log(scale).sum()), found, scale))
+    _, found, scale = min(tried, key=lambda one: one[0])
+    return found, scale
 
 
 def _shared(challenger: Run, reference: Run) -> Array:

@@ -66,8 +66,9 @@ def test_a_lead_that_shrinks_is_not_trusted_beyond_what_was_seen() -> None:
 
 
 def test_at_published_budgets_growth_is_recommended_with_its_missing_control() -> None:
-    found = verdict([rung(8, solar=0.3), rung(16, solar=0.1)], budget=2e11)
-    assert found.decision == "grow" and "none trained the base on the same tokens" in found.words
+    found = verdict([rung(8, solar=0.3, identity=0.1), rung(16, identity=0.1)], budget=2e11)
+    assert found.decision == "grow" and found.best is not None and found.best.name == "solar"
+    assert "none trained the base on the same tokens" in found.words
 
 
 def test_without_a_budget_only_what_helps_as_it_is_is_recommended() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from depthup.errors import DataError
 from depthup.fitting.form import HUBER_DELTA, fit
 from depthup.fitting.intervals import break_even, compare_runs, fit_run
 from depthup.fitting.measured import measured
-from depthup.fitting.runs import Run
+from depthup.fitting.runs import Run, read_runs
 from depthup.fitting.words import break_even_words, difference_words, warnings
 
 
@@ -34,7 +35,7 @@ def test_a_curve_without_noise_comes_back() -> None:
     assert found.at(x)[0] == pytest.approx(losses, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["control", "solar", "identity"])
+@pytest.mark.parametrize("name", ["control", "solar"])
 def test_no_start_of_scipy_finds_a_better_fit(name: str) -> None:
     optimize = pytest.importorskip("scipy.optimize")
     run = measured(name)
@@ -45,7 +46,7 @@ def test_no_start_of_scipy_finds_a_better_fit(name: str) -> None:
 
     low, high = [0, 0, math.log(1e3), math.log(0.05)], [5, 9, math.log(1.15e9), math.log(2)]
     costs = []
-    for seed in range(12):
+    for seed in range(6):
         rng = np.random.default_rng(seed)
         start = [rng.uniform(1, 2.8), 0.6, rng.uniform(9, 14), rng.uniform(-2.5, 0.3)]
         found = optimize.least_squares(errors, start, loss="huber", f_scale=HUBER_DELTA, bounds=(low, high))
@@ -104,7 +105,8 @@ def test_runs_at_other_tokens_are_compared_by_their_own_curves() -> None:
     assert found.at.low < crossing_of(CROSSING, CONTROL) < found.at.high
 
 
-@pytest.mark.parametrize("seeds, between", [((0,), 0.0), pytest.param((0, 1, 2), 4e-4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds, between", [((0,), 0.0), ((0, 1, 2), 4e-4)])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(seeds: tuple[int, ...], between: float) -> None:
     """24 data sets; a right interval of 90 % holds it in fewer than 18 of them once in 100 times."""
     hits = {"loss at three times the data": 0, "loss at the end": 0}
@@ -124,18 +126,27 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
 
 
 def test_what_was_measured_on_smollm2_at_small_budgets() -> None:
-    """DUS is behind at the end of 11.5 M tokens and does not pass by the fit; no interval allows more to be said."""
+    """DUS is behind after 11.5 M tokens, and does not pass by the fit; of identity growth nothing can be told."""
     runs = {}
     for name in ("control", "solar", "identity"):
         one = measured(name)
         runs[name] = fit_run(Run(name, one.tokens, one.losses, (0,) * 6), num_draws=200)
     dus = compare_runs(runs["solar"], runs["control"])
     assert dus.last_gap == (11.5e6, pytest.approx(0.017))
-    assert math.isinf(break_even(dus).at.estimate) and break_even(dus).difference.estimate > 0.01
+    assert math.isinf(break_even(dus).at.estimate) and break_even(dus).leader == "control"
+    assert break_even(dus).difference.low < 0.017 < break_even(dus).difference.high < 0.04
     identity = compare_runs(runs["identity"], runs["control"])
     assert break_even(identity).leader is None and identity.last_gap == (11.5e6, pytest.approx(-0.003))
     said = list(warnings(list(runs.values())))
     assert any("solar: errors above" in one for one in said) and any("fewer than 3 seeds" in one for one in said)
+
+
+def test_the_published_curves_are_those_of_the_table() -> None:
+    file = Path(__file__).parents[2] / "docs" / "results" / "growth-curves-smollm2.csv"
+    for run in read_runs([str(file)]):
+        assert (run.tokens, run.losses) == (measured(run.name).tokens, measured(run.name).losses)
+    flops = {run.name: run.flops_per_token for run in read_runs([str(file)])}
+    assert flops["solar"] == flops["identity"] == pytest.approx(1.4 * flops["control"], rel=0.1)
 
 
 def test_too_few_points_are_refused() -> None:
