@@ -56,14 +56,14 @@ def _merge(options: argparse.Namespace) -> None:
     models = [local_folder(model) for model in options.models]
     from tqdm import tqdm
 
-    from .merging.merge import merge, plan_merge
+    from .merging.merge import plan_merge, publish_merge
 
     plan = plan_merge(models, **how)
     if not options.dry_run:
         with tqdm(
             total=plan.num_bytes, desc="merge", unit="B", unit_scale=True, disable=None, dynamic_ncols=True
         ) as bar:
-            merge(models, options.out, progress=bar.update, **how)
+            publish_merge(plan, Path(options.out), bar.update)
     shares = ", ".join(f"{weight:g} {name}" for weight, name in zip(plan.weights, options.models, strict=True))
     size = f"{plan.num_bytes / 1e9:,.2f} GB in {len(plan.shards)} file{'s' * (len(plan.shards) > 1)}"
     print(f"{options.out}: {options.method} of {shares}; {size}{' (not written)' * options.dry_run}")

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
+from ..checkpoint.floats import STORED_AS, Array, narrow, widen
 from ..checkpoint.reader import Tensor
 from ..errors import CheckpointError
 
-Array: TypeAlias = "np.ndarray"
 _CHUNK_ELEMENTS = 1 << 21
-_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-FLOATS = tuple(_WIDTHS)  # the types that can be computed with
+FLOATS = tuple(STORED_AS)  # the types that can be computed with
 
 
 def read_chunks(folder: Path, tensor: Tensor) -> Iterator[Array]:
@@ -27,7 +25,7 @@ def read_chunks(folder: Path, tensor: Tensor) -> Iterator[Array]:
     Raises:
         CheckpointError: The file ended early.
     """
-    size = _CHUNK_ELEMENTS * _WIDTHS[tensor.dtype]
+    size = _CHUNK_ELEMENTS * STORED_AS[tensor.dtype].itemsize
     with open(folder / tensor.shard, "rb") as file:
         file.seek(tensor.begin)
         for begin in range(tensor.begin, tensor.end, size):
@@ -57,16 +55,10 @@ def computed(
 
 def decode(data: bytes, dtype: str) -> Array:
     """Bytes of a float type as float32 (float64 if they are that)."""
-    if dtype == "BF16":
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-    array = np.frombuffer(data, {"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype])
-    return array.astype(np.float32) if dtype == "F16" else array
+    stored = np.frombuffer(data, STORED_AS[dtype])
+    return widen(stored, dtype, np.empty(stored.shape, np.float64 if dtype == "F64" else np.float32))
 
 
 def encode(array: Array, dtype: str) -> bytes:
-    """An array as bytes of a float type, rounded to nearest even."""
-    if dtype != "BF16":
-        return array.astype({"F64": "<f8", "F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
-    bits = array.astype("<f4").view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(array), 0x7FC0, rounded).astype("<u2").tobytes()
+    """An array, float32 or float64, as bytes of a float type, rounded to nearest even."""
+    return narrow(array, dtype, np.empty(array.shape, STORED_AS[dtype])).tobytes()

@@ -127,11 +127,16 @@ def merge(
         OutputError: ``out`` exists, or the disk is too small (checked before the first byte).
     """
     plan = plan_merge(models, **how)
-    refuse_existing(Path(out))
-    require_space(Path(out).parent, plan.num_bytes)
-    with publishing(Path(out)) as partial_folder:
-        write_merge(plan, partial_folder, progress)
+    publish_merge(plan, Path(out), progress)
     return plan
+
+
+def publish_merge(plan: Merge, out: Path, progress: Progress | None = None) -> None:
+    """Write a planned merge to the new folder ``out``: see :func:`merge`."""
+    refuse_existing(out)
+    require_space(out.parent, plan.num_bytes)
+    with publishing(out) as partial_folder:
+        write_merge(plan, partial_folder, progress)
 
 
 def write_merge(plan: Merge, folder: Path, progress: Progress | None = None) -> None:

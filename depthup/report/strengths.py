@@ -56,9 +56,8 @@ def strengths_notes(found: Strengths) -> list[str]:
 
 
 def _gain_text(found: Strengths, gain: Gain, better: str) -> str:
-    kept = (
-        "" if gain.kept is None else f" ({100 * gain.kept:.0f} % of the way to the best of both)".replace("-", "\u2212")
-    )
+    way = "" if gain.kept is None else f" ({100 * gain.kept:.0f} % of the way to the best of both)"
+    kept = way.replace("-", "\u2212")
     return (
         f"{gain.name}, {found.suite}: against {better}, the better candidate: {gain.over_better.verdict}; against the"
         f" candidates' mean ({gain.share:g}/{1 - gain.share:g}): {gain.over_mean[-1].verdict}{kept}"
