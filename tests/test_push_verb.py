@@ -79,7 +79,8 @@ class Handler(BaseHTTPRequestHandler):
         hub, path, body = self.hub, self.path.partition("?")[0], self.body()
         hub.tokens.add(self.headers.get("Authorization", ""))
         if path == "/api/repos/create":
-            hub.private = json.loads(body).get("private")
+            asked = json.loads(body)
+            hub.private = bool(asked.get("private")) or asked.get("visibility") == "private"
             self.answer({"url": f"{hub.url}/me/tiny", "id": "me/tiny"})
         elif path == "/api/validate-yaml":
             hub.cards.append(json.loads(body)["content"])
@@ -109,7 +110,9 @@ class Handler(BaseHTTPRequestHandler):
                 elif line["key"] == "file":
                     data = base64.b64decode(line["value"]["content"])
                     hub.files[line["value"]["path"]] = {"size": len(data), "oid": servers.git_sha1(data), "data": data}
-            self.answer({"commitUrl": f"{hub.url}/c", "commitOid": "1" * 40, "pullRequestUrl": None})
+            self.answer(
+                {"commitUrl": f"{hub.url}/me/tiny/commit/{1:040}", "commitOid": "1" * 40, "pullRequestUrl": None}
+            )
         else:
             self.answer({"error": path}, 404)
 
