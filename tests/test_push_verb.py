@@ -202,6 +202,7 @@ def test_a_stage_is_published_with_its_card_and_report(made: tuple[str, ...], hu
     card = ModelCard(hub.files["README.md"]["data"].decode())
     assert card.data.license == "mit" and card.data.base_model == "owner/base" and "cc0-1.0" not in card.text
     assert "6 layers" in card.text and "owner/base" in card.text and "depth-up-scaling" in card.data.tags
+    assert 'name = "me/tiny"' in card.text
     assert b"In a minute" in hub.files["report/index.html"]["data"]
 
 

@@ -87,7 +87,9 @@ def test_the_hubs_parser_reads_the_card() -> None:
     card = ModelCard(model_card(FACTS))
     data = card.data.to_dict()
     assert data["license"] == "apache-2.0" and data["base_model"] == "owner/base"
-    assert data["base_model_relation"] == "merge"
+    assert data["base_model_relation"] == "finetune"
+    untrained = replace(FACTS, chain=FACTS.chain[:2])
+    assert ModelCard(model_card(untrained)).data.to_dict()["base_model_relation"] == "merge"
     assert data["datasets"] == ["owner/docs"] and data["library_name"] == "transformers"
     assert {"depthup", "depth-up-scaling", "sft", "merge"} <= set(data["tags"])
     assert len(card.data.eval_results) == 6 and {result.metric_value for result in card.data.eval_results}
