@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def _gather(options: argparse.Namespace, temporary: Path) -> tuple[Path, dict[st
     else:
         folder, facts, extra = _stage(options)
     if facts is not None:
-        write_model_card(facts, temporary)
+        write_model_card(replace(facts, repository=options.repository), temporary)
         made = (path for path in temporary.rglob("*") if path.is_file())
         extra |= {path.relative_to(temporary).as_posix(): path for path in made}
     fields, body = split_card((extra.get(CARD_NAME) or folder / CARD_NAME).read_text(encoding="utf-8"))

@@ -28,29 +28,30 @@ def run_report(job: Job, folder: Path) -> dict[str, Any]:
     from .data.card import render_card
     from .files import sha256_of, write_text
     from .report.collect import collect_report, final_model
+    from .report.lineage import lineage
     from .report.markdown import write_markdown
     from .report.model_card import write_model_card
     from .report.page import render_page
 
     stage: ReportStage = job.stage
-    cards = {one.stage: (paths, card_of_files(paths)) for one, paths in made_data(job.records, job.store)}
+    # Only what the page comes from, which its fingerprint holds: another stage of the recipe changes nothing here.
+    records = {one.stage: one for one in lineage(stage.inputs(), job.records)}
+    cards = {one.stage: (paths, card_of_files(paths)) for one, paths in made_data(records, job.store)}
     sources = sources_of(job.recipe, {name: card for name, (_, card) in cards.items()})
     report = collect_report(
-        stage.title, stage.summary, stage.notes, stage.evaluations, job.records, job.store.to_read, stage.comparisons,
-        stage.others, stage.model, sources, flops_of(job.records, job.store), stage.probes,
+        stage.title, stage.summary, stage.notes, stage.evaluations, records, job.store.to_read, stage.comparisons,
+        stage.others, stage.model, sources, flops_of(records, job.store), stage.probes,
     )  # fmt: skip
     write_text(folder / "index.html", render_page(report))
     write_markdown(report, folder)
     write_text(folder / "CITATION.bib", report.citation + "\n")
-    shown = {one.name for one in report.stages}
     for name, (paths, card) in cards.items():
-        if name in shown:
-            (folder / "data").mkdir(exist_ok=True)
-            digests = {f"{name}/{path.name}": sha256_of(path) for path in paths}
-            write_text(folder / "data" / f"{name}.md", render_card(card, digests))
-    model = stage.model or final_model(stage.evaluations, job.records)
-    if model in job.records:
-        facts = card_facts(model, job.recipe, job.records, job.store, sources, stage)
+        (folder / "data").mkdir(exist_ok=True)
+        digests = {f"{name}/{path.name}": sha256_of(path) for path in paths}
+        write_text(folder / "data" / f"{name}.md", render_card(card, digests))
+    model = stage.model or final_model(stage.evaluations, records)
+    if model in records:
+        facts = card_facts(model, job.recipe, records, job.store, sources, stage)
         write_model_card(facts, folder / "model")
     return {"page": "index.html", "model": model}
 
@@ -150,21 +151,30 @@ def sources_of(recipe: Recipe, cards: Mapping[str, Card]) -> dict[str, list[Data
 def _source(name: str, data: Any, cards: Mapping[str, Card]) -> DataSource:
     from .report.values import DataSource
 
+    stated = [data.licence] if data.licence else []
     match data:
         case InstalledDocsData():
-            return DataSource(name, f"documentation installed with {', '.join(data.packages)}", data.licence or "")
+            return DataSource(name, f"documentation installed with {', '.join(data.packages)}", _told(stated))
         case HubData():
-            return DataSource(name, f"Hub: {data.name}", data.licence or "", hub_name=data.name)
+            return DataSource(name, f"Hub: {data.name}", _told(stated), hub_name=data.name)
         case FilesData():  # names alone: where they lie on this machine is nobody's business
             files = ", ".join(path if path.startswith("$") else Path(path).name for path in data.paths)
-            return DataSource(name, f"files: {files}", data.licence or "")
+            return DataSource(name, f"files: {files}", _told(stated))
         case StageData():
-            told = cards[data.stage].by_licence() if data.stage in cards else {}
-            known = [licence for licence in told if licence != "unknown"]
-            unknown = [f"{told['unknown']:,} rows unknown"] if known and "unknown" in told else []
-            licence = data.licence or ", ".join([*known, *unknown])
-            return DataSource(name, f"made by the stage {data.stage}", licence, stage=data.stage)
+            rows = cards[data.stage].by_licence() if data.stage in cards else {}
+            known = [licence for licence in rows if licence != "unknown"]
+            unknown = f", {rows['unknown']:,} rows unknown" if known and "unknown" in rows else ""
+            return DataSource(
+                name, f"made by the stage {data.stage}", _told(stated or known) + unknown, stage=data.stage
+            )
     raise AssertionError(data)
+
+
+def _told(licences: Sequence[str]) -> str:
+    """Licences with what they forbid."""
+    from .data.card import commercial_use
+
+    return ", ".join(f"{one} (no commercial use)" if commercial_use(one)[0] is False else one for one in licences)
 
 
 # -- cost -------------------------------------------------------------------------------------------------------------

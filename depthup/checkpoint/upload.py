@@ -167,7 +167,6 @@ def send(
         OutputError: The Hub refuses, is out of reach, or the repository is public and should be private.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(token=token)
     try:
@@ -185,17 +184,16 @@ def send(
             else:
                 operations.append(CommitOperationAdd(file.name, str(file.path)))
                 api.preupload_lfs_files(upload.repository, operations[-1:])  # small files wait for the commit
-                tell(f"sent: {file.name}")
             if advance is not None:
                 advance(file.num_bytes)
         if operations:
             api.create_commit(upload.repository, operations, commit_message=message)
-    except HfHubHTTPError as error:
+    except OutputError:
+        raise
+    except Exception as error:  # the hub library raises many kinds: no network, no rights, an upload cut off
         raise _refused(upload.repository, error) from error
-    except OSError as error:
-        raise OutputError(
-            f"the Hub could not be reached: {error}", next_step="run it again: what was sent is not sent again"
-        ) from error
+    for operation in operations:
+        tell(f"sent: {operation.path_in_repo}")
     return address
 
 
@@ -209,13 +207,21 @@ def _is_there(file: File, known: Any) -> bool:
     return bool(known.blob_id == hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest())
 
 
-def _refused(repository: str, error: Any) -> OutputError:
-    status = getattr(getattr(error, "response", None), "status_code", None)
+def _refused(repository: str, error: BaseException) -> OutputError:
+    chain, cause = [error], error.__cause__ or error.__context__
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    status = next((one for each in chain if (one := _status_of(each))), 0)
     steps = {
         401: "the token in HF_TOKEN is not valid: make one with the right to write",
         403: "the token may not write there: choose another owner, or a token with the right to write",
         404: "check the owner's name",
     }
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    next_step = steps.get(status or 0, "run it again: what was sent is not sent again")
+    reason = " ".join((str(each) or type(each).__name__).splitlines()[0] for each in chain[:2])
+    next_step = steps.get(status, "run it again: what was sent is not sent again")
     return OutputError(f"the Hub does not take {repository}: {reason}", next_step=next_step)
+
+
+def _status_of(error: BaseException) -> int:
+    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)

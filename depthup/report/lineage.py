@@ -73,7 +73,8 @@ def control_of(shown: Iterable[Record], records: Records) -> Record | None:
         (
             one for one in shown
             if one.kind == "pretrain" and surgery_of(one.stage, records) is None
-            and bases & {behind.stage for behind in models_behind(one.stage, records)}
+            and (one.identity.get("model") == surgery.identity.get("base", "")
+                 or bases & {behind.stage for behind in models_behind(one.stage, records)})
         ),
         None,
     )  # fmt: skip

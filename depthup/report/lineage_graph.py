@@ -125,7 +125,7 @@ def _ordered(graph: _Graph) -> _Graph:
 
 
 def _placed(graph: _Graph) -> tuple[dict[Place, tuple[float, float]], float]:
-    """Middle and top of each place, and the width of the figure: layers stand at the left, or are centred, then are pulled."""
+    """Middle and top of each place, and the width of the figure; see :func:`_pull`."""
     sizes = [[_WIDTH if isinstance(place, str) else _BEND for place in layer] for layer in graph.layers]
     width = max(sum(row) + _GAP * (len(row) - 1) for row in sizes) + 2 * _MARGIN
     places: dict[Place, tuple[float, float]] = {}

@@ -118,7 +118,7 @@ def _series(curves: Sequence[Curve]) -> tuple[list[_Series], int]:
             merged = math.ceil(len(training) / _MOST_POINTS)
             num_merged = max(num_merged, merged)
             rates = rates[:: max(1, len(rates) // _MOST_POINTS)] + rates[-1:]
-            name = f"{curve.name} (control)" if curve.is_control else curve.name
+            name = f"{curve.name} (control)" if curve.is_control and curve.name != "control" else curve.name
             series.append(_Series(name, f"s{i % svg.NUM_SERIES}", _means(training, merged), held_out, rates))
     return series, num_merged
 

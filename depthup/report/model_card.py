@@ -20,7 +20,7 @@ from .values import DataSource, ModelRow, StageCard, Table
 
 CARD_NAME = "README.md"
 FEWEST_ITEMS = 100  # of a task whose score goes into model-index; the text of the card has all, with their intervals
-_RELATIONS = {"merge": "merge"}  # of a model to its base, in the words of the Hub; all others are fine-tunes
+_RELATIONS = {"upscale": "merge"}  # of what a last stage made to the base, in the Hub's words; all else is a fine-tune
 _TAGS = {"upscale": "depth-up-scaling", "sft": "sft", "dpo": "dpo", "sdpo": "dpo", "merge": "merge"}
 
 
@@ -43,6 +43,7 @@ class CardFacts:
         citation: BibTeX.
         num_layers: Depth.
         num_parameters: Of the model.
+        repository: Where it is published, as ``owner/name``; empty where it is not known.
     """
 
     name: str
@@ -59,6 +60,7 @@ class CardFacts:
     citation: str
     num_layers: int
     num_parameters: int
+    repository: str = ""
 
 
 def model_card(facts: CardFacts, title: str = "") -> str:
@@ -131,7 +133,7 @@ def _parts(facts: CardFacts, title: str) -> Iterator[str]:
         yield fenced(facts.plan.render(), "text")
     yield "## Use"
     yield fenced(
-        'from transformers import AutoModelForCausalLM, AutoTokenizer\n\nname = "OWNER/NAME"  # or the folder\n'
+        f'from transformers import AutoModelForCausalLM, AutoTokenizer\n\nname = "{facts.repository or "FOLDER"}"\n'
         "tokenizer = AutoTokenizer.from_pretrained(name)\nmodel = AutoModelForCausalLM.from_pretrained(name)", "python",
     )  # fmt: skip
     yield "It loads as any model of its architecture: the deeper stack is an ordinary checkpoint."

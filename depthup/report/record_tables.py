@@ -59,7 +59,8 @@ def _probed(place: Path, plan: LayerPlan) -> dict[str, list[Mapping[str, Any]]]:
     if trained.get("layers") == plan.text:
         return {f", {side} training": list(trained[side]["seams"]) for side in ("before", "after")}
     tried = (one for one in [*found.get("tried", ()), *found.get("upscale", ())] if one.get("layers") == plan.text)
-    return {"": list(one["seams"]) for one in tried}
+    seams = next((list(one["seams"]) for one in tried), [])
+    return {"": seams} if seams else {}
 
 
 def _number(measured: Mapping[str, Any], key: str) -> str:

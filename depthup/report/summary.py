@@ -46,8 +46,12 @@ class Story:
 
     @property
     def base(self) -> str:
-        """Name of what was grown; empty where nothing was."""
-        return next(iter(self.surgery.inputs), "") if self.surgery else ""
+        """Name of what was grown, be it a stage or a model from elsewhere that was measured; empty where it is not."""
+        if self.surgery is None:
+            return ""
+        own = self.surgery.identity.get("base", "")
+        measured = (one for one in self.shown if one.kind == "evaluate" and one.identity.get("model") == own)
+        return next(iter(self.surgery.inputs), "") or next((str(one.results["model"]) for one in measured), "")
 
 
 def summarize(story: Story) -> Summary:
@@ -98,7 +102,9 @@ def _passing(points: Sequence[tuple[int, float]], level: float) -> str:
 
 def _problem(story: Story) -> str:
     base = story.records.get(story.base)
-    size = "a trained model"
+    assert story.surgery is not None
+    num_layers = LayerPlan.from_json(story.surgery.results["plan"]).num_base_layers
+    size = f"{story.base}, a trained model of {num_layers} layers," if story.base else f"a model of {num_layers} layers"
     if base is not None:
         parameters = format_compact(base.results["num_parameters"])
         size = f"{story.base}, a trained model of {base.results['num_layers']} layers and {parameters} parameters,"
