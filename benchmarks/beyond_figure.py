@@ -56,6 +56,17 @@ def lines_of(result: dict[str, Any]) -> list[Line]:
     return sorted(lines, key=lambda line: line.series)
 
 
+def ticks(low: float, high: float) -> list[float]:
+    """At least three round values of a logarithmic scale, where there are so many."""
+    found: list[float] = []
+    for factors in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 8)):
+        found = [factor * 10.0**power for power in range(-3, 2) for factor in factors]
+        found = [value for value in found if low <= value <= high]
+        if len(found) > 2:
+            break
+    return found
+
+
 def panel(result: dict[str, Any], left: float, right: float) -> Iterator[str]:
     """One task: loss, on a logarithmic scale, against FLOPs."""
     lines = lines_of(result)
@@ -77,8 +88,7 @@ def panel(result: dict[str, Any], left: float, right: float) -> Iterator[str]:
         12,
         class_="head",
     )
-    steps = [factor * 10.0**power for power in range(-3, 2) for factor in (1, 2, 5)]
-    for loss in (step for step in steps if math.exp(low) <= step <= math.exp(high)):
+    for loss in ticks(math.exp(low), math.exp(high)):
         yield svg.element("path", d=f"M{left:.1f} {y(loss):.1f}H{right:.1f}", class_="rule")
         yield svg.text(left - 5, y(loss) + 4, f"{loss:g}", 11, text_anchor="end")
     for tick in svg.nice_ticks(0, most, 4):
@@ -91,7 +101,7 @@ def panel(result: dict[str, Any], left: float, right: float) -> Iterator[str]:
             said = svg.tooltip(f"{line.name}: {mean:.3f} ({under:.3f} to {over:.3f}) nats after {flops:.0f} base steps")
             marks.append(svg.mark(line.series, x(flops), y(mean), 3.4, said))
         yield svg.element("g", svg.polyline([(x(p[0]), y(p[1])) for p in line.points], "held-out"), *marks,
-                          class_=f"s{line.series}", style="stroke-width:1.4")  # fmt: skip
+                          class_=f"s{line.series}")  # fmt: skip
 
 
 def figure(results: list[dict[str, Any]]) -> str:
