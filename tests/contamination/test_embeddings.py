@@ -1,4 +1,4 @@
-"""Rephrased questions by embeddings: the encoder is that of transformers; windows, numbers and files hold their word."""
+"""Rephrased questions by embeddings: vectors are those of transformers; windows, numbers and files are as promised."""
 
 from __future__ import annotations
 
