@@ -89,6 +89,11 @@ def _audit_pairs(options: argparse.Namespace) -> None:
         with publishing(Path(options.out)) as folder:
             write_audit(result, folder, about)
         print(f"written: {options.out}")
+    if all(len(file.bad) == file.num_rows for file in result.files):
+        raise DataError(
+            f"none of {sum(file.num_rows for file in result.files):,} rows is a preference pair: nothing was judged",
+            next_step="docs/preferences.md has the spellings of pairs that are read",
+        )
 
 
 def _limit(options: argparse.Namespace) -> tuple[Any, tuple[str, ...]]:

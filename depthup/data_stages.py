@@ -37,11 +37,11 @@ def run_synthesize(job: Job, folder: Path) -> dict[str, Any]:
     stage: SynthesizeStage = job.stage
     seeds, refused = _seeds(job, folder)
     settings = _synthesis_settings(stage, job.recipe.seed)
-    gate = make_gate(stage.against, _test_sets(stage)) if stage.against else None
+    gate, gate_name = make_gate(stage.against, _test_sets(stage)) if stage.against else (None, "")
     total = sum(estimate(seeds, settings).num_requests.values())
     with tqdm(total=total, desc=job.name, unit=" requests", disable=not job.progress, dynamic_ncols=True) as bar:
         manifest = synthesize(
-            seeds, _backend(job), folder / "math", settings, gate=gate, gate_name=stage.against or "", refused=refused,
+            seeds, _backend(job), folder / "math", settings, gate=gate, gate_name=gate_name, refused=refused,
             verifier=Verifier(symbolic=stage.symbolic), progress=bar.update,
         )  # fmt: skip
     figures = manifest["statistics"]
@@ -106,7 +106,7 @@ def made_identity(stage: SynthesizeStage | DecontaminateStage, digests: Digests)
     return found
 
 
-def make_gate(against: str, folder: Path, rules: Sequence[str] = GATE_RULES) -> Gate:
+def make_gate(against: str, folder: Path, rules: Sequence[str] = GATE_RULES) -> tuple[Gate, str]:
     """From a text to the test set that it hits; None for a clean one.
 
     Args:
@@ -114,9 +114,13 @@ def make_gate(against: str, folder: Path, rules: Sequence[str] = GATE_RULES) -> 
         folder: Where they lie.
         rules: Which rules hold a row back; those for likeness take too much of problems of one kind.
 
+    Returns:
+        The gate; its name, which changes with the test items, the rules and what these find.
+
     Raises:
         DataError: There is no such rule.
     """
+    from .contamination.audit import VERSION, digest_of
     from .contamination.benchmarks import load_items, parse_benchmarks
     from .contamination.index import make_reference
     from .contamination.rules import RULES
@@ -125,13 +129,14 @@ def make_gate(against: str, folder: Path, rules: Sequence[str] = GATE_RULES) -> 
     if unknown := [rule for rule in rules if rule not in RULES]:
         raise DataError(f"there is no rule '{unknown[0]}'", allowed=", ".join(RULES))
     known = tuple(rule for rule in RULES if rule in rules)
-    scanner = Scanner(make_reference(load_items(parse_benchmarks(against, folder), folder)), known)
+    items = load_items(parse_benchmarks(against, folder), folder)
+    scanner = Scanner(make_reference(items), known)
 
     def hit(text: str) -> str | None:
         found = scanner.leaks_in_texts([("text", text)])
         return f"{found[0].benchmark} {found[0].item}, rule {found[0].rule}" if found else None
 
-    return hit
+    return hit, f"{against}: {','.join(known)}; items {digest_of(items)}, version {VERSION}"
 
 
 # -- test sets --------------------------------------------------------------------------------------------------------

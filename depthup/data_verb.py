@@ -47,14 +47,16 @@ examples:
 def _add_filter(kinds: Any) -> None:
     parser = add_verb(kinds, "filter", _filter, "leave out rows by their lineage, and keep what was left out", """
 examples:
-  depthup data filter synth/rows-*.jsonl --exclude-closed --out open
+  depthup data filter synth/rows-*.jsonl --exclude-closed --exclude-unknown --out open
+  depthup data filter ours.jsonl --exclude-closed --keep-unknown --out open
   depthup data filter pairs.jsonl --exclude-closed --exclude-unknown --exclude-noncommercial --out free
 Every row goes to kept.jsonl (as it came), flagged.jsonl (row, rule, detail) or bad.jsonl (no JSON).
 """)  # fmt: skip
     _add_files(parser)
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to make")
     parser.add_argument("--exclude-closed", action="store_true", help="rows with text of closed models (docs/pairs.md)")
-    parser.add_argument("--exclude-unknown", action="store_true", help="rows that do not tell who wrote them")
+    parser.add_argument("--exclude-unknown", action="store_true", help="rows of writers that are not named or known")
+    parser.add_argument("--keep-unknown", action="store_true", help="keep those: --exclude-closed wants one of the two")
     parser.add_argument(
         "--exclude-noncommercial", action="store_true", help="rows whose licence forbids it, or is none"
     )
@@ -108,7 +110,10 @@ def _filter(options: argparse.Namespace) -> None:
     if not (options.exclude_closed or options.exclude_unknown or options.exclude_noncommercial):
         switches = "--exclude-closed, --exclude-unknown, --exclude-noncommercial"
         raise DataError("nothing is to be left out", allowed=switches)
+    if options.exclude_unknown and options.keep_unknown:
+        raise DataError("--exclude-unknown and --keep-unknown contradict each other", next_step="give one of them")
     refuse_existing(Path(options.out))
+    told = options.exclude_unknown or options.keep_unknown or not options.exclude_closed
     paths, counts, bad = files_of(options.files), Counter[str](), list[Any]()
     with publishing(Path(options.out)) as folder:
         with (
@@ -116,6 +121,11 @@ def _filter(options: argparse.Namespace) -> None:
             open(folder / "flagged.jsonl", "w", encoding="utf-8") as flagged,
         ):
             for raw, lineage in _lineages(paths, options, bad):
+                if lineage.openness == "unknown" and not told:
+                    raise DataError(
+                        f"{raw.row.place} does not tell whether a closed model wrote it: {_writers(lineage)}",
+                        next_step="--exclude-unknown leaves such rows out, --keep-unknown keeps them",
+                    )
                 why = _against(lineage, options)
                 counts[why[0] if why else "kept"] += 1
                 if why is None:
@@ -145,10 +155,15 @@ def _against(lineage: Lineage, options: argparse.Namespace) -> tuple[str, str] |
         name = next(name for name in lineage.generators if closed_by(name))
         return "closed model", f"{name} of {closed_by(name)}"
     if options.exclude_unknown and lineage.openness == "unknown":
-        return "unknown generator", "the row names none"
+        return "unknown generator", _writers(lineage)
     if options.exclude_noncommercial and not commercial_use(lineage.licence)[0]:
         return "no commercial use", lineage.licence
     return None
+
+
+def _writers(lineage: Lineage) -> str:
+    names = " and ".join(lineage.generators)
+    return f"{names} may be open or closed" if names else "the row names no writer"
 
 
 def _summary(card: Card) -> str:

@@ -17,6 +17,7 @@ examples:
   depthup decontaminate train.jsonl --against h6 --data-dir tests/ --out clean
   depthup decontaminate sft/ pairs.parquet --against gsm8k,mmlu --data-dir tests/ --out clean --workers 8
   depthup decontaminate corpus/ --against h6 --data-dir tests/ --out clean --shard 3/16    on one of 16 machines
+  depthup decontaminate sft.jsonl --data-dir tests/ --out clean --embeddings sentence-transformers/all-MiniLM-L6-v2
   depthup decontaminate --merge --out clean                                                when all 16 are done
 Written to DIR: kept.jsonl, flagged.jsonl (row, benchmark, item, where, score, rule), items.jsonl (which test items were
 seen), report.json. Kept and flagged together are every row of the input, in its order, byte for byte where it is JSON
@@ -36,6 +37,11 @@ exit status: 0 nothing found, 1 some rows were flagged
     parser.add_argument(
         "--rules", type=_rules, default=RULES, metavar="NAMES",
         help=f"by which rows are flagged, with commas between, of: {', '.join(RULES)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--embeddings", metavar="MODEL",
+        help="folder or hub name of a sentence encoder, as sentence-transformers/all-MiniLM-L6-v2: looks for rephrased"
+        " questions in rows in which words find nothing; slow",
     )  # fmt: skip
     parser.add_argument("--field", action="append", default=[], metavar="NAME", help="only this field of each row")
     parser.add_argument("--workers", type=_at_least_1, metavar="N", help="processes (one for each core)")
@@ -89,6 +95,7 @@ def _audit(options: argparse.Namespace, out: Path) -> dict[str, Any]:
 
     from tqdm import tqdm
 
+    from .checkpoint.remote import local_folder
     from .contamination.audit import Audit, run_audit
     from .contamination.benchmarks import parse_benchmarks
     from .contamination.text import numba
@@ -98,7 +105,7 @@ def _audit(options: argparse.Namespace, out: Path) -> dict[str, Any]:
     folder = Path(options.data_dir)
     audit = Audit(
         tuple(options.train), parse_benchmarks(options.against, folder), folder, options.rules, tuple(options.field),
-        options.shard,
+        options.shard, local_folder(options.embeddings) if options.embeddings else None,
     )  # fmt: skip
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = options.workers or cores

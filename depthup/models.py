@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -144,6 +144,33 @@ def load_model(folder: str | os.PathLike[str], device: str = "cpu", dtype: str =
             next_step="run `depthup check` on it",
         )
     return model.to(device).eval()
+
+
+def load_encoder(folder: str | os.PathLike[str], device: str = "cpu") -> tuple[Model, Tokenizer]:
+    """A model that gives hidden states and no words, in evaluation mode and float32, and its tokenizer.
+
+    A head is left out, and a pooler may be missing: hidden states need neither.
+
+    Raises:
+        CheckpointError: The folder is no such model, or another tensor is missing or mis-shaped.
+    """
+    _refuse_custom_code(read_config(Path(folder)), Path(folder))
+    with quiet_transformers():
+        try:
+            model, info = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )  # fmt: skip
+        except Exception as error:  # transformers raises many kinds; each means that the folder does not load
+            raise CheckpointError(
+                f"transformers {transformers.__version__} does not load {folder}: {_first_line(error)}",
+                next_step="give a folder with config.json, safetensors and a tokenizer",
+            ) from error
+    report = _load_report(info)
+    absent = [name for name in (*report.missing, *report.mismatched) if "pooler" not in name]
+    if absent:
+        raise CheckpointError(f"{folder} does not load whole: {absent[:3]} are missing or mis-shaped")
+    return model.to(device).eval(), load_tokenizer(folder)
 
 
 def stored_parameters(folder: str | os.PathLike[str]) -> int:

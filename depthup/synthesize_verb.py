@@ -131,7 +131,7 @@ def _synthesize(options: argparse.Namespace) -> int:
         print(f"dry run: nothing was asked, {options.out} was not written")
         return 0
     verifier = Verifier(symbolic=not options.no_symbolic)
-    gate = _gate(options)
+    gate, gate_name = _gate(options)
     backend = _backend(options)
     total = sum(planned.num_requests.values())
     with tqdm(total=total, desc="synthesize", unit=" requests", disable=None, dynamic_ncols=True) as bar:
@@ -141,7 +141,7 @@ def _synthesize(options: argparse.Namespace) -> int:
             Path(options.out),
             settings,
             gate=gate,
-            gate_name=f"{options.against}: {options.rules}" if gate else "",
+            gate_name=gate_name,
             refused=refused,
             verifier=verifier,
             progress=bar.update,
@@ -226,10 +226,10 @@ def _backend(options: argparse.Namespace) -> Backend | FactoryAsker:
     return open_backend(options.backend, device=options.device, chat=options.chat)
 
 
-def _gate(options: argparse.Namespace) -> Gate | None:
-    """From a text to the test set that it hits."""
+def _gate(options: argparse.Namespace) -> tuple[Gate | None, str]:
+    """From a text to the test set that it hits; and which gate that is."""
     if not options.against:
-        return None
+        return None, ""
     from .data_stages import make_gate
 
     return make_gate(options.against, Path(options.data_dir), options.rules.split(","))

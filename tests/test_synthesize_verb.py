@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from depthup.cli import main
+from depthup.data_stages import make_gate
 
 MADE = ["synthesize", "math", "--seeds", "factory:20", "--backend", "factory", "--no-symbolic"]
 
@@ -67,3 +68,13 @@ def test_the_gate_holds_back_what_hits_a_test_set(
     assert not list(out.glob("rows-*.jsonl"))
     reasons = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert any(row["reason"] == "contaminated" and "gsm8k" in row["detail"] for row in reasons)
+
+
+def test_the_gate_is_known_by_what_the_test_sets_hold(tmp_path: Path) -> None:
+    (tmp_path / "gsm8k").mkdir()
+    rows, names = tmp_path / "gsm8k" / "test.jsonl", []
+    for answer, rules in ((28, ["exact"]), (29, ["exact"]), (29, ["ngram", "exact"])):
+        rows.write_text(json.dumps({"question": "How many crates of oranges are in each wagon?", "answer": answer}))
+        names.append(make_gate("gsm8k", tmp_path, rules)[1])
+    assert len(set(names)) == 3
+    assert make_gate("gsm8k", tmp_path, ["exact", "ngram"])[1] == names[2]

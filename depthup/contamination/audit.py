@@ -22,16 +22,21 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
+from ..artifacts.fingerprint import fingerprint
 from ..errors import DataError, OutputError
 from ..files import publishing, write_json, write_text
 from .benchmarks import Item, load_items
+from .embeddings import Encoder, Nearness, long_enough
+from .embeddings import identity_of as encoder_identity
 from .index import Reference, make_reference
 from .rows import Block, find_files, parse_row, read_blocks
 from .rules import RULES, Rule
 from .scanner import Leak, Scanner
 from .tally import Tally
 
-_VERSION = 2  # of what the rules find, and of the blocks
+VERSION = 3  # of what the rules find, and of the blocks
 _SECONDS = 5.0  # between states
 
 
@@ -46,6 +51,7 @@ class Audit:
         rules: Those by which a row is flagged.
         fields: Only the texts of these fields of a row; of all where none is given.
         shard: (i, n): the i-th of n parts of the list of files, from 1.
+        embeddings: Checkpoint folder of a sentence encoder that looks, too, at rows in which nothing else was found.
     """
 
     paths: tuple[str, ...]
@@ -54,13 +60,19 @@ class Audit:
     rules: tuple[Rule, ...] = RULES
     fields: tuple[str, ...] = ()
     shard: tuple[int, int] = (1, 1)
+    embeddings: Path | None = None
 
     def identity(self, files: Sequence[Path], items: Sequence[Item]) -> dict[str, Any]:
         """JSON that changes when the result may."""
-        digest = hashlib.sha256(repr(items).encode("utf-8", "surrogatepass")).hexdigest()
         stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-        return {"version": _VERSION, "against": list(self.against), "items": digest, "rules": list(self.rules),
-                "fields": list(self.fields), "files": stamps}  # fmt: skip
+        return {"version": VERSION, "against": list(self.against), "items": digest_of(items), "rules": list(self.rules),
+                "fields": list(self.fields), "files": stamps,
+                "embeddings": self.embeddings and encoder_identity(self.embeddings)}  # fmt: skip
+
+
+def digest_of(items: Sequence[Item]) -> str:
+    """SHA-256 of what the test sets ask and answer."""
+    return hashlib.sha256(repr(list(items)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def shard_folder(out: Path, shard: tuple[int, int]) -> Path:
@@ -96,18 +108,45 @@ def run_audit(audit: Audit, out: Path, workers: int = 1, progress: Callable[[int
         items = load_items(audit.against, audit.data_dir)
         identity = audit.identity(everything, items)
         reference = make_reference(items)
+        encoded = _encoded(audit, identity, items, partial, progress, begin)
         begin(sum(path.stat().st_size for path in files))
         state = _State(partial, {**identity, "shard": list(audit.shard)})
         with state:
             blocks = itertools.chain.from_iterable(map(read_blocks, files))
             for block in itertools.islice(blocks, state.num_blocks):
                 progress(block.file_bytes)
-            for block, leaks in _scanned(blocks, reference, audit, workers):
+            for block, leaks in _scanned(blocks, reference, audit, workers, encoded):
                 state.write(block, leaks)
                 progress(block.file_bytes)
         report = _write_report(partial, state.tally, reference, identity)
         (partial / "state.json").unlink()
+        for path in partial.glob("items-*.npy"):
+            path.unlink()
     return report
+
+
+def _encoded(audit: Audit, identity: dict[str, Any], items: Sequence[Item], folder: Path,
+             progress: Callable[[int], object], begin: Callable[[int], object]) -> Path | None:  # fmt: skip
+    """The file of the test questions' embeddings; a run that goes on finds it there."""
+    if audit.embeddings is None:
+        return None
+    path = folder / f"items-{fingerprint({**identity, 'files': []})[:16]}.npy"
+    if not path.is_file():
+        texts = [items[k].question for k in long_enough(items)]
+        begin(sum(map(len, texts)))
+        vectors = Encoder(audit.embeddings).embed(texts, progress)
+        unfinished = path.with_suffix(".tmp")
+        with open(unfinished, "wb") as file:
+            np.save(file, vectors)
+        unfinished.replace(path)
+    return path
+
+
+def _scanner_of(reference: Reference, audit: Audit, encoded: Path | None) -> Scanner:
+    nearness = None
+    if audit.embeddings is not None and encoded is not None:
+        nearness = Nearness(Encoder(audit.embeddings), reference.items, np.load(encoded, mmap_mode="r"))
+    return Scanner(reference, audit.rules, audit.against, nearness)
 
 
 def merge_shards(out: Path) -> dict[str, Any]:
@@ -238,10 +277,10 @@ _scanner: Scanner | None = None  # of a worker process
 _fields: tuple[str, ...] = ()
 
 
-def _start_worker(reference: Reference, audit: Audit) -> None:
+def _start_worker(reference: Reference, audit: Audit, encoded: Path | None) -> None:
     global _scanner, _fields
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    _scanner, _fields = Scanner(reference, audit.rules, audit.against), audit.fields
+    _scanner, _fields = _scanner_of(reference, audit, encoded), audit.fields
 
 
 def _scan_in_worker(block: Block) -> list[list[Leak]]:
@@ -259,14 +298,15 @@ def scan_block(scanner: Scanner, block: Block, fields: Sequence[str] = ()) -> li
     return scanner.leaks_in_rows([parse_row(row, block.file, number) for number, row in rows], fields)
 
 
-def _scanned(blocks: Iterator[Block], reference: Reference, audit: Audit, workers: int) -> Iterator[
-        tuple[Block, list[list[Leak]]]]:  # fmt: skip
+def _scanned(
+    blocks: Iterator[Block], reference: Reference, audit: Audit, workers: int, encoded: Path | None
+) -> Iterator[tuple[Block, list[list[Leak]]]]:
     if workers == 1:
-        scanner = Scanner(reference, audit.rules, audit.against)
+        scanner = _scanner_of(reference, audit, encoded)
         for block in blocks:
             yield block, scan_block(scanner, block, audit.fields)
         return
-    with _pool(reference, audit, workers) as pool:
+    with _pool(workers, (reference, audit, encoded)) as pool:
         waiting: deque[tuple[Block, Future[list[list[Leak]]]]] = deque()
         for block in blocks:
             waiting.append((block, pool.submit(_scan_in_worker, block)))
@@ -278,10 +318,8 @@ def _scanned(blocks: Iterator[Block], reference: Reference, audit: Audit, worker
 
 
 @contextmanager
-def _pool(reference: Reference, audit: Audit, workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), _start_worker, (reference, audit)
-    )  # fmt: skip
+def _pool(workers: int, told: tuple[Reference, Audit, Path | None]) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, told)
     try:
         yield pool
     except BrokenProcessPool as error:

@@ -48,8 +48,9 @@ def make_chunk(index: Index) -> Chunk:
     """Memory for texts to be compared with an index."""
     items, words = len(index.total), len(index.weight)
     return Chunk(
-        np.zeros(CHUNK, np.int32), np.zeros(CHUNK, np.int32), np.zeros(CHUNK + 2, np.int32), np.zeros(words, np.int64),
-        np.zeros(2 * CHUNK, np.int64), np.zeros(items, np.uint8), np.zeros(items, np.int32), np.zeros(items, np.int64), np.zeros(1, np.int64),
+        plain=np.zeros(CHUNK, np.int32), masked=np.zeros(CHUNK, np.int32), distinct=np.zeros(CHUNK + 2, np.int32),
+        number_of=np.zeros(words, np.int64), places=np.zeros(2 * CHUNK, np.int64), points=np.zeros(items, np.uint8),
+        candidates=np.zeros(items, np.int32), item_seen=np.zeros(items, np.int64), stamp=np.zeros(1, np.int64),
     )  # fmt: skip
 
 

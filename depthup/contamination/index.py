@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..errors import DataError
 from .benchmarks import MATH, Item
+from .rules import PROSE
 from .text import NUMBER, Vocabulary, compiled, make_vocabulary, words_of
 
 SEED = 5  # words of a seed; Ai2's decon samples 5-grams too
@@ -28,6 +30,9 @@ _SPELLED = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     " eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million"
 )
+
+
+_PROSE = re.compile(r"(?<![\\a-z])[a-z]{3,}")
 
 
 class Index(NamedTuple):
@@ -81,12 +86,14 @@ class Reference:
         vocabulary: Their words.
         index: Their arrays.
         owners: The item of each text of the index, int64[N]; text k is the question of item k, the others come after.
+        has_prose: Of each text, False for math questions of fewer than ``PROSE`` different words; bool[N].
     """
 
     items: tuple[Item, ...]
     vocabulary: Vocabulary
     index: Index
     owners: np.ndarray
+    has_prose: np.ndarray
 
     @property
     def unsearchable(self) -> tuple[Item, ...]:
@@ -139,7 +146,13 @@ def make_reference(items: Sequence[Item]) -> Reference:
         words, plain, start, answer_ids, answer_start, distinct.astype(np.int32), distinct_start, weight, is_rare,
         total, is_math, bits, slots, seed_at, seed_start, seed_items, vote_start, votes, ids[-2:].copy(),
     )  # fmt: skip
-    return Reference(tuple(items), vocabulary, index, owners)
+    has_prose = [item.benchmark not in MATH or _num_prose(item.question) >= PROSE for item in items]
+    return Reference(tuple(items), vocabulary, index, owners, np.array(has_prose + [True] * len(extra)))
+
+
+def _num_prose(question: str) -> int:
+    """Different words of three letters and more: no variables, no commands of LaTeX, no numbers."""
+    return len(set(_PROSE.findall(question.lower())) - set(_SPELLED.split()))
 
 
 def _votes(words: np.ndarray, texts: np.ndarray, start: np.ndarray, weight: np.ndarray,

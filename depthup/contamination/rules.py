@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Rule = Literal["name", "exact", "cluster", "ngram", "numbers", "rephrased", "copy"]
-RULES: tuple[Rule, ...] = ("name", "exact", "cluster", "ngram", "numbers", "rephrased", "copy")
+Rule = Literal["name", "exact", "cluster", "ngram", "numbers", "rephrased", "copy", "embedding"]
+RULES: tuple[Rule, ...] = ("name", "exact", "cluster", "ngram", "numbers", "rephrased", "copy")  # those without a model
 
 _SHORT, LONG = 8, 20  # words of a question
 _NEEDED_SHORT, _NEEDED_LONG = 0.95, 0.7  # share in order at these lengths, in between on a line
@@ -15,6 +15,7 @@ _ANSWERED = 0.9  # by this share
 BAG, _BAG_WITH_NUMBERS = 0.7, 0.5  # share in any order of what is rephrased; with all its numbers, less is enough,
 _MIN_NUMBERS = 3  # if there are so many
 RUN = 4  # words that a cluster must have in one piece
+PROSE = 10  # different words that a math question must have for likeness to tell anything: no numbers, no LaTeX
 _HALF = 0.5  # of the question's weight in 8-grams: the rule of Tulu 3 (arXiv:2411.15124)
 
 
@@ -53,12 +54,13 @@ def needed(num_words: int) -> float:
     return _NEEDED_SHORT + t * (_NEEDED_LONG - _NEEDED_SHORT)
 
 
-def rule_of(hit: Hit, num_words: int) -> Rule | None:
+def rule_of(hit: Hit, num_words: int, has_prose: bool = True) -> Rule | None:
     """The rule by which a hit is a leak; None where it is none.
 
     Args:
         hit: What stands in the text.
         num_words: Of the item's question.
+        has_prose: Whether a math question is told in words, and not all but in formulas, which resemble one another.
     """
     answered = hit.answer >= _ANSWERED
     same_numbers = hit.num_found == hit.num_numbers
@@ -70,10 +72,12 @@ def rule_of(hit: Hit, num_words: int) -> Rule | None:
     elif num_words >= LONG and hit.covered > _HALF:
         rule = "ngram"
     if rule is not None:
-        return rule if 2 * hit.num_found >= hit.num_numbers else "numbers"
+        if 2 * hit.num_found >= hit.num_numbers:
+            return rule
+        return "numbers" if has_prose else None
     with_numbers = same_numbers and hit.num_numbers >= _MIN_NUMBERS
     is_rephrased = num_words >= LONG and hit.bag >= (_BAG_WITH_NUMBERS if with_numbers else BAG)
-    return "rephrased" if is_rephrased else None
+    return "rephrased" if is_rephrased and has_prose else None
 
 
 def _is_cluster(hit: Hit, num_words: int, answered: bool) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .clusters import FIELDS, MAX_HITS, make_scratch, scan_texts
+from .embeddings import Near, Nearness
 from .index import Reference
 from .names import named_tasks
 from .rules import Hit, Rule, rule_of, rule_of_long_text
@@ -34,7 +35,7 @@ class Leak:
         benchmark: Name of the test set.
         item: The item's id; empty where only the name of the row's task tells.
         rule: What found it.
-        score: Share of the question that stands there, from 0 to 1.
+        score: Share of the question that stands there, from 0 to 1; of the rule ``embedding``, the cosine.
         answer: Share of the answer near it; None where the item has none, or the rule does not look.
         longest: Words of the longest exact match.
         dirty: Share of the question, by weight, inside exact matches of 8 words.
@@ -80,10 +81,12 @@ class Scanner:
         reference: The test items.
         rules: Those by which a row is flagged.
         against: Benchmarks whose task names flag a row; where none is given, those of the items.
+        nearness: Looks by embeddings, too, at rows in which nothing else was found.
     """
 
-    def __init__(self, reference: Reference, rules: Sequence[Rule], against: Sequence[str] = ()) -> None:
-        self._reference = reference
+    def __init__(self, reference: Reference, rules: Sequence[Rule], against: Sequence[str] = (),
+                 nearness: Nearness | None = None) -> None:  # fmt: skip
+        self._reference, self._nearness = reference, nearness
         self._rules = frozenset(rules)
         self._scratch = make_scratch(reference.index)
         self._hits = np.zeros((2 * MAX_HITS, FIELDS))
@@ -113,9 +116,31 @@ class Scanner:
             rows = [
                 {key: row[key] for key in fields if key in row} if isinstance(row, Mapping) else row for row in rows
             ]
-        for leaks, more in zip(found, self._leaks_in_many([list(texts_of(row)) for row in rows]), strict=True):
+        texts = [list(texts_of(row)) for row in rows]
+        for leaks, more in zip(found, self._leaks_in_many(texts), strict=True):
             leaks += more
+        if self._nearness is not None:
+            self._add_near(found, texts, self._nearness)
         return found
+
+    def _add_near(
+        self, found: Sequence[list[Leak]], texts: Sequence[Sequence[tuple[str, str]]], nearness: Nearness
+    ) -> None:
+        """Add what only embeddings find: of each item in a row, the nearest window."""
+        clean = [k for k, leaks in enumerate(found) if not leaks]
+        best: dict[tuple[int, int], Near] = {}
+        for near in nearness.find([texts[k] for k in clean]):
+            key = near.row, near.item
+            if key not in best or best[key].cosine < near.cosine:
+                best[key] = near
+        for near in best.values():
+            item, row = self._reference.items[near.item], clean[near.row]
+            text = dict(texts[row])[near.field].encode("utf-8", "surrogatepass")
+            quote = _shortened(text[near.begin : near.end].decode("utf-8", "replace"))
+            span = Span(near.field, near.begin, near.end)
+            found[row].append(
+                Leak(item.benchmark, item.id, "embedding", near.cosine, None, 0, 0.0, (span,), quote)
+            )  # fmt: skip
 
     def leaks_in_texts(self, texts: Sequence[tuple[str, str]]) -> list[Leak]:
         """The leaks of some texts, (field, text) each, that stand one behind the other."""
@@ -157,7 +182,8 @@ class Scanner:
         for hit in hits:
             item, num_words = int(self._reference.owners[hit.text]), int(self._lengths[hit.text])
             is_question = hit.text < len(self._reference.items)
-            rule = rule_of(hit, num_words) if is_question else rule_of_long_text(hit, num_words)
+            prose = bool(self._reference.has_prose[hit.text])
+            rule = rule_of(hit, num_words, prose) if is_question else rule_of_long_text(hit, num_words)
             if rule in self._rules and rule is not None:
                 key = is_question, hit.order
                 if item not in best or best[item][0] < key:  # chunks overlap; a question tells more than its answer
@@ -176,6 +202,9 @@ class Scanner:
         quote = data[hit.begin : hit.end].decode("utf-8", "replace")
         return Leak(
             item.benchmark, item.id, rule, min(1.0, hit.bag if rule == "rephrased" else hit.order),
-            None if hit.answer < 0 else hit.answer, hit.longest, hit.covered, tuple(spans),
-            quote if len(quote) <= _QUOTE else f"{quote[: _QUOTE - 3]}...",
+            None if hit.answer < 0 else hit.answer, hit.longest, hit.covered, tuple(spans), _shortened(quote),
         )  # fmt: skip
+
+
+def _shortened(quote: str) -> str:
+    return quote if len(quote) <= _QUOTE else f"{quote[: _QUOTE - 3]}..."

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-UNKNOWN = "unknown"
+UNKNOWN: Literal["unknown"] = "unknown"
 Openness = Literal["closed", "open", "rules", "human", "unknown"]
 
 # What a card asks -> the names under which rows answer, in lineage first.
@@ -43,6 +43,14 @@ CLOSED: tuple[tuple[str, str], ...] = (
     (r"mistral-(large|medium)(?!-instruct-2407)|mistral-next", "Mistral AI, hosted only"),
     (r"qwen[0-9.]*-?(max|plus|turbo)", "Alibaba, hosted only"),
 )  # fmt: skip
+# Models whose weights can be had, as they are named; what stands in neither table is unknown, never open. A model that
+# was run from a folder (`local:`), or is served by this machine, has its weights there.
+OPEN = re.compile(
+    r"(?<![a-z])(alpaca|baichuan|bloomz?|c4ai|cerebras-gpt|dbrx|deepseek|dolly|falcon|flan|gemma|glm|gpt-?2|gpt-?j|gpt-?neo|"
+    r"gpt-oss|granite|internlm|jamba|kimi|koala|llama|llemma|mamba|minicpm|minitron|mi[sx]tral|mpt|nemotron|oasst|olmo|opt|"
+    r"orca|phi|pythia|qwen|qwq|redpajama|rwkv|smollm|solar|stablelm|starcoder|starling|t5|tinyllama|tulu|ultralm|vicuna|"
+    r"wizardlm|wizardmath|yi|zephyr)(?![a-z])|^local:|^https?://(localhost|127\.0\.0\.1|\[::1\])[:/]"
+)
 _PAID_SERVERS = (("api.openai.com", "OpenAI"), ("openai.azure.com", "OpenAI"), ("api.anthropic.com", "Anthropic"),
                  ("generativelanguage.googleapis.com", "Google"))  # fmt: skip
 
@@ -78,7 +86,8 @@ class Lineage:
         source: The data set.
         licence: As the row spells it; ``unknown`` where it does not.
         generators: What wrote texts of it; empty where it names none.
-        openness: ``closed`` if one generator is, ``open``, ``rules`` (a factory), ``human``, or ``unknown``.
+        openness: ``closed`` if one generator is; else ``unknown`` if one is known neither as closed nor as open, or
+            none is named; else ``open`` if a model is among them, ``rules`` (a factory), or ``human``.
         has_seed: Whether it names the row that it was made of.
         verdicts: Filter or check -> its outcome, as texts.
     """
@@ -133,7 +142,7 @@ def lineage_of(row: Any, source: str = UNKNOWN, licence: str = UNKNOWN) -> Linea
     places = [inner, fields] if isinstance(inner, Mapping) else [fields]
     told = {name: _first(places, keys) for name, keys in FIELDS.items()}
     generators = tuple(dict.fromkeys(_all(places, FIELDS["generator"])))
-    openness = _openness(generators, places)
+    openness = _openness(generators)
     names = tuple(name for name in generators if name not in ("model", "factory", "human")) or generators
     return Lineage(told["source"] or source, told["licence"] or licence, names, openness, bool(told["seed"]),
                    _verdicts(places))  # fmt: skip
@@ -207,20 +216,27 @@ def _against_commercial_use(card: Card) -> list[str]:
         lines.append(f"- {card.count('closed'):,} rows hold text of closed models, whose terms may forbid to train on"
                      " it (`depthup data filter --exclude-closed` leaves them out).")  # fmt: skip
     if card.count("unknown"):
-        lines.append(f"- Of {card.count('unknown'):,} rows it is not known who wrote them.")
+        lines.append(
+            f"- Of {card.count('unknown'):,} rows it is not known who wrote them, or whether that model is open."
+        )
     return ["Against commercial use:", "", *lines] if lines else ["Nothing in the ledger forbids commercial use."]
 
 
-def _openness(generators: tuple[str, ...], places: list[Mapping[str, Any]]) -> Openness:
-    if any(closed_by(name) for name in generators):
-        return "closed"
-    if not generators:
-        return "unknown"
-    if set(generators) == {"human"}:
+def _openness(generators: tuple[str, ...]) -> Openness:
+    kinds = {kind_of(name) for name in generators if name != "model"}  # which, it does not tell
+    order: tuple[Openness, ...] = ("closed", "unknown", "open", "rules", "human")
+    return next((kind for kind in order if kind in kinds), UNKNOWN)
+
+
+def kind_of(generator: str) -> Openness:
+    """What is known of a writer by its name: ``unknown`` where no table has it."""
+    if generator == "human":
         return "human"
-    if "factory" in generators:
+    if re.match(r"factory\b", generator):
         return "rules"
-    return "unknown" if set(generators) == {"model"} else "open"
+    if closed_by(generator):
+        return "closed"
+    return "open" if OPEN.search(re.sub(r"[\s_]+", "-", generator.lower())) else UNKNOWN
 
 
 def _verdicts(places: list[Mapping[str, Any]]) -> dict[str, str]:

@@ -75,6 +75,14 @@ def test_other_words_round_the_same_numbers_are_rephrased() -> None:
     assert found(text, Scanner(make_reference(items), RULES)) == {"0": "rephrased"}
 
 
+def test_a_formula_is_like_many_and_only_words_are_rephrased() -> None:
+    formula = "Solve \\[\\frac{x + 1}{x + 2} + \\frac{x + 8}{x + 9} = \\frac{x + 2}{x + 3} + \\frac{x + 7}{x + 8}.\\]"
+    other = "Solve \\[\\frac{x + 4}{x + 6} - \\frac{5}{x} = 1 + \\frac{7 x + 12}{x + 30} + x + \\frac{44}{90} + 5 x.\\]"
+    which = Scanner(make_reference((Item("math", "0", formula, ""), *ITEMS)), RULES)
+    assert found(formula, which) == {"0": "exact"}
+    assert found(other, which) == {}
+
+
 def test_a_short_question_needs_its_answer_or_lines_of_its_own() -> None:
     question, answer = ITEMS[1].question, ITEMS[1].answer
     assert found(f"Question: {question}\nAnswer: {answer}.") == {"1": "exact"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from depthup.cli import main
-from depthup.data.card import LICENCES, card_of, closed_by, commercial_use, lineage_of, render_card
+from depthup.data.card import LICENCES, card_of, closed_by, commercial_use, kind_of, lineage_of, render_card
 
 SYNTHETIC = {
     "prompt": "Q", "response": "A",
@@ -34,6 +34,26 @@ PAID = {"lineage": {**SYNTHETIC["lineage"], "backend": "https://api.openai.com/v
 )  # fmt: skip
 def test_closed_models_are_known_by_name_and_address(name: str, owner: str | None) -> None:
     assert closed_by(name) == owner
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("local:/models/mine", "open"), ("http://localhost:8000/v1#mine", "open"), ("server:Qwen2.5-7B:chat", "open"),
+        ("meta-llama/Llama-2-70b-chat-hf", "open"), ("Mixtral 8x7B", "open"), ("openai/gpt-oss-20b", "open"),
+        ("server:house-model", "unknown"), ("https://models.example.org/v1#x", "unknown"), ("somebody", "unknown"),
+        ("optimist", "unknown"), ("factory:rules-3", "rules"), ("human", "human"), ("server:gpt-4o", "closed"),
+    ],
+)  # fmt: skip
+def test_a_model_is_open_only_where_it_is_known_to_be(name: str, kind: str) -> None:
+    assert kind_of(name) == kind == lineage_of({"generator": name}).openness
+
+
+def test_one_writer_in_the_dark_leaves_the_row_there() -> None:
+    for other in ("llama-2", "human", "factory 1"):
+        assert lineage_of({"chosen_model": other, "rejected_model": "house-model"}).openness == "unknown"
+    assert lineage_of({"chosen_model": "gpt-4", "rejected_model": "house-model"}).openness == "closed"
+    assert lineage_of({"chosen_model": "llama-2", "rejected_model": "human"}).openness == "open"
 
 
 @pytest.mark.parametrize(
@@ -63,13 +83,13 @@ def test_the_card_counts_every_row_once() -> None:
     rows = [SYNTHETIC] * 3 + [FACTORY] * 2 + [PAID] + [{}] * 4 + [{"licence": "CC BY-NC 4.0", "model": "x|y"}]
     card = card_of(map(lineage_of, rows))
     assert card.num_rows == sum(card.groups.values()) == sum(card.by_licence().values()) == 11
-    kinds = {"open": 4, "rules": 2, "closed": 1, "human": 0, "unknown": 4}
+    kinds = {"open": 3, "rules": 2, "closed": 1, "human": 0, "unknown": 5}
     assert {kind: card.count(kind) for kind in kinds} == kinds  # type: ignore[arg-type]
     assert card.num_with_seed == 6
     text = render_card(card, {"rows.jsonl": "ab"}, num_bad=2)
     assert "11 rows in 1 files." in text and "2 more rows are no JSON" in text
     assert "CC BY-NC 4.0 forbids it: 1 rows" in text and "x\\|y" in text
-    assert "1 rows hold text of closed models" in text and "Of 4 rows it is not known" in text
+    assert "1 rows hold text of closed models" in text and "Of 5 rows it is not known" in text
     free = render_card(card_of([lineage_of(SYNTHETIC)]), {})
     assert "Nothing in the ledger forbids commercial use." in free
 
@@ -83,7 +103,8 @@ def test_the_filter_leaves_out_and_keeps(tmp_path: Path, capsys: pytest.CaptureF
     rules = {"--exclude-closed": (2, "closed model"), "--exclude-unknown": (3, "unknown generator")}
     for switch, (left_out, rule) in rules.items():
         out = tmp_path / switch.strip("-")
-        assert main(["data", "filter", str(source), switch, "--out", str(out)]) == 0
+        other = [] if switch == "--exclude-unknown" else ["--keep-unknown"]
+        assert main(["data", "filter", str(source), switch, *other, "--out", str(out)]) == 0
         assert (out / "kept.jsonl").read_text().splitlines() == lines[:left_out] + lines[left_out + 1 :]
         (flagged,) = map(json.loads, (out / "flagged.jsonl").read_text().splitlines())
         assert flagged["row"] == json.loads(lines[left_out]) and flagged["rule"] == rule
@@ -97,6 +118,12 @@ def test_the_filter_leaves_out_and_keeps(tmp_path: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert main(["data", "filter", str(source), "--out", str(tmp_path / "no")]) == 2
     assert "nothing is to be left out" in capsys.readouterr().err
+    assert main(["data", "filter", str(source), "--exclude-closed", "--out", str(tmp_path / "no")]) == 2
+    told = capsys.readouterr().err
+    assert "row 4 of" in told and "names no writer" in told and "--keep-unknown" in told
+    assert not (tmp_path / "no").exists()
+    both = ["--exclude-unknown", "--keep-unknown"]
+    assert main(["data", "filter", str(source), *both, "--out", str(tmp_path / "no")]) == 2
 
 
 def test_the_card_is_written_or_printed(shared_data: Callable[[str], Path], tmp_path: Path, capsys) -> None:

@@ -143,6 +143,15 @@ def test_every_row_is_filed_once_and_as_it_came(tmp_path: Path, capsys: pytest.C
     assert f"bad: row 7 of {tmp_path / 'a.jsonl'}, rejected" in shown and "2 more rows of" in shown
 
 
+def test_where_no_row_is_a_pair_the_audit_fails_after_filing_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "no pair"}\n{broken\n')
+    assert main(["audit", "pairs", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]) == 2
+    assert "none of 2 rows is a preference pair" in capsys.readouterr().err
+    assert len((tmp_path / "out" / "bad.jsonl").read_text().splitlines()) == 2
+
+
 def test_the_limit_finds_what_training_would_leave_out(base: Callable[..., Path], tmp_path: Path) -> None:
     tokenizer = load_tokenizer(base("llama", tokenizer=True))
     shared = "The same words at the beginning of both answers, and they go on for a while."
