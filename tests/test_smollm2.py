@@ -12,6 +12,7 @@ from depthup.checkpoint.check import check_checkpoint
 from depthup.conversion.gguf import import_gguf
 from depthup.errors import CheckpointError
 from depthup.growth.surgery import upscale
+from depthup.growth.upcycle import Upcycling, upcycle
 from depthup.layers import LayerPlan
 from depthup.models import load_model, load_tokenizer, prove_loading
 from depthup.stages import package_file
@@ -61,3 +62,17 @@ def test_the_lower_copy_computes_what_the_base_computes(checkpoints: tuple[Path,
     assert not torch.equal(before[seam + 1], after[seam + 1])
     assert base.get_input_embeddings().weight is base.get_output_embeddings().weight
     assert target.get_input_embeddings().weight is target.get_output_embeddings().weight
+
+
+@pytest.mark.slow
+def test_upcycled_it_computes_and_writes_the_same(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    made = upcycle(checkpoints[0], tmp_path / "mixture", Upcycling(4))
+    assert (made.num_parameters, made.num_active_parameters) == (373_462_848, 214_210_368)
+    ids = load_tokenizer(checkpoints[0])("Sparse upcycling copies the feed-forward.", return_tensors="pt")["input_ids"]
+    found = []
+    for folder in (checkpoints[0], tmp_path / "mixture"):
+        model = load_model(folder)
+        with torch.inference_mode():
+            found.append((model(ids).logits, model.generate(ids, max_new_tokens=8, do_sample=False)))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=0, atol=2e-4)  # the largest is about 30
+    assert torch.equal(found[1][1], found[0][1])
