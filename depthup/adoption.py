@@ -116,8 +116,8 @@ def _require_depth(node: Node, num_layers: int, store: Store) -> None:
     """A surgery's depth is what its plan says; its base must be made, else it is not known and not asked."""
     from .checkpoint.names import find_stack
     from .checkpoint.reader import open_checkpoint
+    from .growth_stage_settings import UpscaleStage
     from .presets import make_plan
-    from .stage_settings import UpscaleStage
 
     stage = node.stage
     if not isinstance(stage, UpscaleStage):

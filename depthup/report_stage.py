@@ -40,7 +40,7 @@ def run_report(job: Job, folder: Path) -> dict[str, Any]:
     sources = sources_of(job.recipe, {name: card for name, (_, card) in cards.items()})
     report = collect_report(
         stage.title, stage.summary, stage.notes, stage.evaluations, records, job.store.to_read, stage.comparisons,
-        stage.others, stage.model, sources, flops_of(records, job.store), stage.probes,
+        (*stage.probes, *stage.others), stage.model, sources, flops_of(records, job.store),
     )  # fmt: skip
     write_text(folder / "index.html", render_page(report))
     write_markdown(report, folder)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .files import require_space
+from .growth_stage_settings import UpcycleStage
 from .stage_data import Job
-from .stage_settings import UpcycleStage
 from .training_run import shape_of
 
 

@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "files": frozenset(),
     "modeling_looped": frozenset(),
     "models": frozenset({"checkpoint", "modeling_looped"}),
+    "gguf_models": frozenset(),
     "blending": frozenset(),
     "presets": frozenset(),
     "plan_options": frozenset({"presets", "growth", "blending"}),
@@ -46,13 +47,13 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "growth": frozenset({"checkpoint", "modeling_looped"}),
     "merging": frozenset({"checkpoint"}),
     "probe": frozenset({"checkpoint", "growth.norms", "growth.residual", "growth.history"}),
-    "conversion": frozenset({"checkpoint"}),
+    "conversion": frozenset({"checkpoint", "gguf_models"}),
     "costs": frozenset({"checkpoint"}),
     "planning": frozenset({"checkpoint", "costs"}),
     "training": frozenset({"data"}),
     "evaluation": frozenset({"data", "training.objectives", "generation.backend", "generation.greedy"}),
     "synthesis": frozenset({"generation"}),
-    "contamination": frozenset(),
+    "contamination": frozenset({"artifacts.fingerprint"}),
     "fitting": frozenset({"artifacts", "checkpoint", "planning"}),
     "choosing": frozenset(
         {
@@ -84,7 +85,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "settings": frozenset(),
     "data_settings": frozenset({"settings"}),
     "data_stage_settings": frozenset({"settings"}),
-    "stage_settings": frozenset({"presets", "settings", "data_stage_settings"}),
+    "growth_stage_settings": frozenset({"settings"}),
+    "stage_settings": frozenset({"presets", "settings", "data_stage_settings", "growth_stage_settings"}),
     "recipe": frozenset({"presets", "settings", "data_settings", "data_stage_settings", "stage_settings"}),
     "alignment": frozenset({"synthesis", "data"}),
     "stage_data": frozenset({ANY}),
@@ -96,7 +98,16 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stages": frozenset({ANY}),
     "pipeline": frozenset({ANY}),
     "reference": frozenset(
-        {"cli", "stage_settings", "data_settings", "data_stage_settings", "presets", "drawing", "report"}
+        {
+            "cli",
+            "stage_settings",
+            "data_settings",
+            "data_stage_settings",
+            "growth_stage_settings",
+            "presets",
+            "drawing",
+            "report",
+        }
     ),
     "why": frozenset({"artifacts", "pipeline"}),
     "adoption": frozenset({ANY}),
@@ -116,6 +127,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "data_settings",
             "stage_settings",
             "data_stage_settings",
+            "growth_stage_settings",
         }
     ),
     "recipe_verbs": frozenset({ANY}),
@@ -136,14 +148,16 @@ _RECIPES = {
     "workloads", "reference",
 }  # fmt: skip
 ABOVE = {
-    "settings": {"data_settings", "data_stage_settings", "stage_settings", *_RECIPES},
+    "settings": {"data_settings", "data_stage_settings", "growth_stage_settings", "stage_settings", *_RECIPES},
     "data_settings": _RECIPES,
     "data_stage_settings": {"stage_settings", *_RECIPES},
+    "growth_stage_settings": {"stage_settings", "adoption", *_RECIPES},
     "alignment": {"data_stages", *VERBS},
     "data_stages": {"stages", *VERBS},
     **{stage: {"stages", *VERBS} for stage in STAGES},
     "stage_settings": {
         *STAGES,
+        "push_verb",
         "data_stages",
         "recipe",
         "stage_data",
@@ -193,21 +207,24 @@ ABOVE = {
 }
 # package -> the only modules that may import it (a room stands for all its modules).
 DOORS: dict[str, set[str]] = {
-    "transformers": {"models", "modeling_looped", "checkpoint.filled"},  # modeling_looped.py must stand alone
+    # modeling_looped.py must stand alone
+    "transformers": {"models", "gguf_models", "modeling_looped", "checkpoint.filled"},
     "lm_eval": {"evaluation.harness", "evaluation.harness_tasks", "evaluation.harness_templates",
                 "evaluation.harness_lm"},
-    "torch": {"models", "modeling_looped", "training", "data", "generation", "evaluation", "probe",
+    "torch": {"models", "gguf_models", "modeling_looped", "training", "data",
+              "generation", "evaluation", "probe",
               "growth.learned", "growth.norms", "growth.upcycle", "growth.looped", "conversion",
-              "contamination.membership", "choosing.probes", "stages", "training_run", "training_stages",
+              "contamination.membership", "contamination.embeddings", "choosing.probes", "stages", "training_run", "training_stages",
               "pipeline"},
     "httpx": {"generation.server", "checkpoint.remote"},
     "huggingface_hub": {"checkpoint.remote", "checkpoint.listing", "checkpoint.upload"},
     "urllib": {"checkpoint.web", "checkpoint.answers", "checkpoint.listing"},
     "http": {"checkpoint.web", "checkpoint.answers"},
-    "pydantic": {"recipe", "settings", "data_settings", "data_stage_settings", "stage_settings", "artifacts"},
+    "pydantic": {"recipe", "settings", "data_settings", "data_stage_settings",
+                 "growth_stage_settings", "stage_settings", "artifacts"},
     "fsspec": {"artifacts.mirror"},
     "yaml": {"recipe", "report.card", "growth.mergekit", "growth.mergekit_import"},
-    "gguf": {"conversion.gguf", "models"},
+    "gguf": {"conversion.gguf", "gguf_models"},
     "jinja2": {"report"},
     "numba": {"contamination.text"},
 }  # fmt: skip

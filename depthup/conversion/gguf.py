@@ -11,7 +11,8 @@ import torch
 from ..checkpoint.reader import read_config
 from ..errors import CheckpointError
 from ..files import publishing, refuse_existing, require_space, write_json
-from ..models import DTYPES, Model, quiet_transformers, read_gguf
+from ..gguf_models import read_gguf
+from ..models import DTYPES, Model, quiet_transformers
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 

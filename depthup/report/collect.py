@@ -62,7 +62,6 @@ def collect_report(
     model: str | None = None,
     sources: Mapping[str, Sequence[DataSource]] | None = None,
     flops: Mapping[str, float] | None = None,
-    probes: Sequence[str] = (),
 ) -> Report:
     """Everything that :func:`depthup.report.page.render_page` shows.
 
@@ -78,12 +77,10 @@ def collect_report(
         model: Stage of the model that the story ends with; the one evaluated last, where it is not said.
         sources: Data of each stage that reads some, by its name.
         flops: Model FLOPs of each stage that trains, by its name.
-        probes: Names of probe stages.
     """
-    shown = lineage([*evaluations, *comparisons, *probes, *others, *([model] if model else [])], records)
+    shown = lineage([*evaluations, *comparisons, *others, *([model] if model else [])], records)
     rows = collect_rows(evaluations, records)
-    surgeries = [record for record in shown if "plan" in record.results]
-    plan = LayerPlan.from_json(surgeries[0].results["plan"]) if surgeries else None
+    plan = next((LayerPlan.from_json(record.results["plan"]) for record in shown if "plan" in record.results), None)
     places = {record.stage: folder_of(record.stage, record.fingerprint) for record in shown}
     curves = _curves(shown, records, places)
     tables = tuple(_compared(records[name].results) for name in comparisons)
@@ -100,7 +97,7 @@ def collect_report(
         generations=_generations([records[name] for name in evaluations]),
         scores=_scores([records[name] for name in evaluations], folder_of),
         comparisons=tables,
-        probes=tuple(_probe(records[name], folder_of) for name in probes),
+        probes=tuple(_probe(one, places[one.stage]) for one in shown if one.kind == "probe"),
         stages=tuple(map(_card, shown)),
         environment=_environment(shown),
         summary_of=summarize(story) if plan else None,
@@ -165,8 +162,8 @@ def _compared(results: Mapping[str, Any]) -> ComparedTable:
     return ComparedTable(results["title"], tuple(results["headers"]), rows, tuple(results["notes"]))
 
 
-def _probe(record: Record, folder_of: Callable[[str, str], Path]) -> Probe:
-    path = folder_of(record.stage, record.fingerprint) / record.results["probe"]
+def _probe(record: Record, place: Path) -> Probe:
+    path = place / record.results["probe"]
     return Probe(record.stage, json.loads(path.read_text(encoding="utf-8")))
 
 
