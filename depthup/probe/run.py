@@ -240,7 +240,10 @@ def _trained(look: _Look, model: Model, plan: LayerPlan) -> dict[str, Any]:
         "layers": plan.text,
         "change": change,
         "before": _side(look, look.tower, plan, plan, composed),
-        "after": {**_side(look, after, plan, after.base_plan, without), "lens": _lens(after, look.map_rows, look.progress)},
+        "after": {
+            **_side(look, after, plan, after.base_plan, without),
+            "lens": _lens(after, look.map_rows, look.progress),
+        },
     }
 
 
