@@ -151,7 +151,7 @@ def _resumes(tower: Tower) -> bool:
     depth = tower.stack.num_layers // 2
     rows = torch.arange(1, 9, device=tower.model.device)[None]
     kept: dict[int, list[Any]] = {depth: [None]}
-    logits = []
+    logits: list[Tensor] = []
     for start, keep in ((0, [depth] if depth else []), (depth, [])):
         layers = _resumed(tower, tower.base_plan, start, keep, kept, 0)
         with swapped(tower, tower.base_plan, layers):
@@ -161,7 +161,8 @@ def _resumes(tower: Tower) -> bool:
                 if not start:
                     raise
                 return False
-    return torch.allclose(*logits, rtol=1e-4, atol=1e-5)
+    whole, resumed = logits
+    return torch.allclose(whole, resumed, rtol=1e-4, atol=1e-5)
 
 
 def _walk(entries: Sequence[Sequence[Entry]], shared: bool) -> Iterator[tuple[int, int, list[int]]]:
