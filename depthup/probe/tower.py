@@ -42,6 +42,7 @@ class Tower:
         holder: The module that holds the list of layers.
         name: The attribute that the list is.
         twins: Layers made so far, by target layer and entry.
+        facts: What was found out about the model so far.
     """
 
     model: Model
@@ -50,6 +51,7 @@ class Tower:
     holder: nn.Module
     name: str
     twins: dict[tuple[int, Entry], nn.Module] = field(default_factory=dict)
+    facts: dict[str, bool] = field(default_factory=dict)
 
     @property
     def layers(self) -> nn.ModuleList:

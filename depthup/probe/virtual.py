@@ -22,7 +22,7 @@ from ..layers import LayerPlan
 from ..models import Model
 from .tower import Entry, Tower, chunked, copied, entries_of, find_tower, replaced, swapped, twins_of
 
-__all__ = ["Loss", "Tower", "count_layers", "find_tower", "iterate_losses", "summarise", "virtual_stack",
+__all__ = ["Loss", "Tower", "can_resume", "count_layers", "find_tower", "iterate_losses", "summarise", "virtual_stack",
            "zero_step_losses"]  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def iterate_losses(
     """The place of each plan in ``plans`` and the mean loss of each row under it, [rows], in the order of the walk."""
     entries, chunks = [entries_of(tower, plan) for plan in plans], chunked(tower, rows)
     kept: dict[int, list[Any]] = {}
-    for place, start, keep in _walk(entries):
+    for place, start, keep in _walk(entries, can_resume(tower)):
         kept = {depth: states for depth, states in kept.items() if depth <= start}
         kept |= {depth: [None] * len(chunks) for depth in keep}
         losses = []
@@ -133,27 +133,56 @@ def iterate_losses(
 def count_layers(tower: Tower, plans: Sequence[LayerPlan]) -> int:
     """How many layers :func:`iterate_losses` runs for these plans, all of the rows counted as one."""
     entries = [entries_of(tower, plan) for plan in plans]
-    return sum(len(entries[place]) - start for place, start, _ in _walk(entries))
+    return sum(len(entries[place]) - start for place, start, _ in _walk(entries, can_resume(tower)))
 
 
-def _walk(entries: Sequence[Sequence[Entry]]) -> Iterator[tuple[int, int, list[int]]]:
-    """An order in which what plans begin with is run once.
+def can_resume(tower: Tower) -> bool:
+    """Whether a stack goes on from a kept stream as if it had been run: tried once, on a few tokens.
+
+    Not so where layers hand one another more than the stream, as those that share keys and values do.
+    """
+    if "resumes" not in tower.facts:
+        tower.facts["resumes"] = _resumes(tower)
+    return tower.facts["resumes"]
+
+
+@torch.no_grad()
+def _resumes(tower: Tower) -> bool:
+    depth = tower.stack.num_layers // 2
+    rows = torch.arange(1, 9, device=tower.model.device)[None]
+    kept: dict[int, list[Any]] = {depth: [None]}
+    logits: list[Tensor] = []
+    for start, keep in ((0, [depth] if depth else []), (depth, [])):
+        layers = _resumed(tower, tower.base_plan, start, keep, kept, 0)
+        with swapped(tower, tower.base_plan, layers):
+            try:
+                logits.append(tower.model(input_ids=rows, use_cache=False).logits)
+            except Exception:  # whatever a layer raises that misses what the skipped ones would have left
+                if not start:
+                    raise
+                return False
+    whole, resumed = logits
+    return torch.allclose(whole, resumed, rtol=1e-4, atol=1e-5)
+
+
+def _walk(entries: Sequence[Sequence[Entry]], shared: bool) -> Iterator[tuple[int, int, list[int]]]:
+    """An order in which what plans begin with is run once, if it may be ``shared``.
 
     Yields:
         The place of a plan, the depth from which it is run, and the depths at which its stream is needed again.
     """
     order = sorted(range(len(entries)), key=lambda place: tuple(entries[place]))
-    shared = [_num_common(entries[a], entries[b]) for a, b in pairwise(order)]
+    common = [_num_common(entries[a], entries[b]) if shared else 0 for a, b in pairwise(order)]
     start = 0
     for step, place in enumerate(order):
         keep, lowest = set(), len(entries[place])
-        for depth in shared[step:]:
+        for depth in common[step:]:
             lowest = min(lowest, depth)
             if lowest <= start:
                 break
             keep.add(lowest)
         yield place, start, sorted(keep)
-        start = shared[step] if step < len(shared) else 0
+        start = common[step] if step < len(common) else 0
 
 
 def _num_common(a: Sequence[Entry], b: Sequence[Entry]) -> int:

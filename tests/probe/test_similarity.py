@@ -59,7 +59,7 @@ def test_cka_is_that_of_the_feature_form() -> None:
     assert similarity.linear_cka(stream(x, y))[0, 1].item() == pytest.approx(wanted.item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_stream_is_transformers_own_record(base: Base, family: str) -> None:
     model, rows = pico.load(base(family)), pico.tokens(20, 3)
     found = similarity.residual_stream(find_tower(model), rows)
@@ -70,7 +70,7 @@ def test_the_stream_is_transformers_own_record(base: Base, family: str) -> None:
     assert similarity.stream_rms(found)[2].item() == pytest.approx(rms.sort().values[29].item())
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_the_lens_ends_at_the_models_loss_and_says_what_shorter_models_say(
     base: Base, tmp_path: Path, family: str
 ) -> None:

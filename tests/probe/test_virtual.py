@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy
 from depthup.errors import CheckpointError, DepthupError, PlanError
 from depthup.growth.surgery import upscale
 from depthup.layers import LayerPlan
-from depthup.probe.virtual import count_layers, find_tower, virtual_stack, zero_step_losses
+from depthup.probe.virtual import can_resume, count_layers, find_tower, virtual_stack, zero_step_losses
 
 Base = Callable[..., Path]
-FAMILIES = ("llama", "qwen2_sliding", "qwen3", "gemma2", "gemma3_text", "olmo2", "olmo3", "mixtral", "gpt_oss", "gpt2",
-            "gpt_neo", "smollm3", "falcon", "mamba")  # fmt: skip
+QUICK = ("llama", "gemma3_text", "mixtral", "gpt2")
+FAMILIES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in (*pico.FAMILIES,) if name not in QUICK)]
 PLANS = ("0-4,2-6", "0-2,2:identity,3-6,0", "1-3,5:attenuated(0.5),6")
 
 
@@ -40,7 +40,7 @@ def test_a_plan_that_is_run_is_the_checkpoint_that_surgery_writes(base: Base, tm
         assert torch.equal(model(rows).logits, before)
 
 
-@pytest.mark.parametrize("family", ["bamba", "lfm2"])
+@pytest.mark.parametrize("family", ["lfm2", pytest.param("bamba", marks=pytest.mark.slow)])
 def test_hybrids_keep_their_kinds_of_layer(tmp_path: Path, family: str) -> None:
     """State space or convolution among attention: masks and kinds are those of the target."""
     [specimen] = zoo.specimens(f"^{family}$")
@@ -53,7 +53,7 @@ def test_hybrids_keep_their_kinds_of_layer(tmp_path: Path, family: str) -> None:
         assert torch.equal(model(rows, use_cache=False).logits, written(rows, use_cache=False).logits)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2_sliding", "mamba"])
+@pytest.mark.parametrize("family", ["gemma3_text", "mamba"])
 def test_each_target_layer_has_its_own_place_in_the_cache(base: Base, tmp_path: Path, family: str) -> None:
     upscale(base(family), tmp_path / "out", plan_of("0-4,2-6"))
     model, rows, how = pico.load(base(family)), pico.tokens(24, 1), {"max_new_tokens": 6, "min_new_tokens": 6}
@@ -80,7 +80,7 @@ def loss(model: torch.nn.Module, rows: torch.Tensor) -> float:
     return cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]), rows[:, 1:].reshape(-1)).item()
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mixtral"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_losses_with_shared_beginnings_are_those_of_each_plan_alone(base: Base, family: str) -> None:
     """Plans that begin alike, one that another begins with, the same one twice, and inits that part them."""
     texts = ["0-4,2-6", "0-5,1-6", "0-6", "0-6,0-6", "0-3", "0-3,3-6", "0-3,3:identity,4-6", "2-6", "0-3", "0-3,1,4-6"]
@@ -114,7 +114,22 @@ def test_what_plans_begin_with_is_run_once(base: Base) -> None:
         layer.mlp.register_forward_hook(lambda *_: runs.append(1))
     told: list[int] = []
     zero_step_losses(model, plans, pico.tokens(), progress=told.append)
-    assert len(runs) == sum(told) == count_layers(tower, [tower.base_plan, *plans]) == 7 + sum(7 - m for m in range(4))
+    tried = 7 + 4  # whether a stack can go on from a kept stream
+    wanted = 7 + sum(7 - m for m in range(4))
+    assert len(runs) - tried == sum(told) == wanted == count_layers(tower, [tower.base_plan, *plans])
+
+
+def test_nothing_is_shared_where_layers_hand_on_more_than_the_stream(base: Base) -> None:
+    """A layer that adds what one far below it left: skipped layers would have left something else."""
+    model, rows, plans = pico.load(base()), pico.tokens(20, 3), [LayerPlan.upscale(7, m) for m in range(3)]
+    left: list[torch.Tensor] = []
+    model.model.layers[1].register_forward_hook(lambda module, inputs, output: left.append(output))
+    model.model.layers[5].register_forward_hook(lambda module, inputs, output: output + 0.1 * left[-1])
+    tower = find_tower(model)
+    assert not can_resume(tower) and count_layers(tower, plans) == 14 + 12 + 10
+    for one in zero_step_losses(model, plans, rows):
+        with virtual_stack(model, one.plan):
+            assert one.mean == pytest.approx(loss(model, rows), abs=2e-6)
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
