@@ -28,6 +28,7 @@ from .membership_verb import add_membership
 from .merge_verb import add_merge
 from .plan_options import add_plan_options, chosen_plan, names_a_plan
 from .plan_verb import add_plan
+from .probe_verb import add_probe
 from .recipe_verbs import add_report, add_run, add_status
 from .recipe_verbs import add_verb as _verb
 from .synthesize_verb import add_synthesize
@@ -37,8 +38,7 @@ from .why_verb import add_why
 _OTHERS = (
     add_generate, add_merge, add_plan, add_run, add_status, add_report, add_evaluate, add_compare,
     add_preview, add_rates, add_synthesize, add_decontaminate, add_audit, add_data, add_membership,
-    add_why, add_gc, add_adopt, add_fit,
-    add_choose,
+    add_why, add_gc, add_adopt, add_probe, add_fit, add_choose,
 )  # fmt: skip
 
 

@@ -99,3 +99,28 @@ class DecontaminateStage(StageSettings):
     fields: tuple[str, ...] = Field((), description="Only the texts of these fields; all, where none is named.")
     benchmarks: str | None = free(None, "Folder of the test sets (DEPTHUP_DATA).")
     workers: int = circumstance(1, 1, "Processes.")
+
+
+class ProbeStage(StageSettings):
+    """Which layers of a checkpoint are alike, and what plans cost before and after training (docs/probe.md)."""
+
+    INPUTS: ClassVar[Mapping[str, Made]] = {"model": "checkpoint", "trained": "checkpoint"}
+    MAKES: ClassVar[Made] = "probe"
+    kind: Literal["probe"]
+    model: str = Field(description="Stage or checkpoint folder: the base.")
+    data: str = Field(description="Name of an entry under `data:`; its held-out text is read.")
+    trained: str | None = Field(None, description="A target of the base after training, seen before and after.")
+    trained_plan: str | None = Field(None, description="The plan that made it, where no stage and no file tells.")
+    plans: tuple[str, ...] = Field((), description="Plans beside depth up-scaling: `0-23,8-31`, or a preset.")
+    tokens: int = Field(2048, gt=0, description="Tokens of text.")
+    row_tokens: int = Field(256, ge=2, description="Tokens in a row.")
+    map_tokens: int = Field(1024, gt=0, description="Tokens of them for the maps.")
+    maps: bool = Field(True, description="Whether to map what every run of layers costs, left out and doubled.")
+    stride: int | None = Field(None, gt=0, description="Runs begin and end at each so many layers (n/16, rounded up).")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Type of the weights.")
+
+    @model_validator(mode="after")
+    def _two_rows(self) -> ProbeStage:
+        if min(self.tokens, self.map_tokens) < 2 * self.row_tokens:
+            raise ValueError("tokens and map_tokens must each be at least two rows of row_tokens")
+        return self

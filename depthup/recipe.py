@@ -105,7 +105,7 @@ def _check_parts(data: Mapping[str, Any], where: str) -> None:
 
 _NAMED = {
     "checkpoint": "a stage that makes a checkpoint", "scores": "an evaluate stage", "comparison": "a compare stage",
-    "data": "a synthesize stage", "page": "a report",
+    "data": "a synthesize stage", "probe": "a probe stage", "page": "a report",
 }  # fmt: skip
 
 

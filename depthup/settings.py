@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-Made = Literal["checkpoint", "scores", "data", "comparison", "page"]  # what a stage leaves
+Made = Literal["checkpoint", "scores", "data", "comparison", "probe", "page"]  # what a stage leaves
 
 
 class Settings(BaseModel):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from .data_stage_settings import AlignmentStage, DecontaminateStage, SynthesizeStage
+from .data_stage_settings import AlignmentStage, DecontaminateStage, ProbeStage, SynthesizeStage
 from .settings import Made, Settings, StageSettings, circumstance, free
 
 
@@ -356,12 +356,13 @@ PAPER_ROWS = (
 class ReportStage(StageSettings):
     """One self-contained HTML page: layer map, loss curve, table, generations, lineage."""
 
-    INPUTS: ClassVar[Mapping[str, Made]] = {"evaluations": "scores", "comparisons": "comparison"}
+    INPUTS: ClassVar[Mapping[str, Made]] = {"evaluations": "scores", "comparisons": "comparison", "probes": "probe"}
     MAKES: ClassVar[Made] = "page"
     kind: Literal["report"]
     title: str = Field(description="Heading of the page.")
     evaluations: tuple[str, ...] = Field(min_length=1, description="Evaluate stages, one a row of the table.")
     comparisons: tuple[str, ...] = Field((), description="Compare stages, one a table with verdicts.")
+    probes: tuple[str, ...] = Field((), description="Probe stages, whose figures are shown.")
     summary: str = Field("", description="One sentence below the heading.")
     notes: tuple[str, ...] = Field((), description="What the result shows, and what it does not.")
 
@@ -369,7 +370,7 @@ class ReportStage(StageSettings):
 TrainingStage = PretrainStage | SftStage | DpoStage | SdpoStage
 Stage = (
     ImportStage | UpscaleStage | PretrainStage | SftStage | DpoStage | SdpoStage | MergeStage | SynthesizeStage
-    | AlignmentStage | DecontaminateStage | EvaluateStage | CompareStage | ReportStage
+    | AlignmentStage | DecontaminateStage | EvaluateStage | CompareStage | ProbeStage | ReportStage
 )  # fmt: skip
 STAGE_KINDS: dict[str, type[Stage]] = {
     get_args(stage.model_fields["kind"].annotation)[0]: stage for stage in get_args(Stage)

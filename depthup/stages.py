@@ -14,6 +14,7 @@ from .data_stage_settings import AlignmentStage, DecontaminateStage, SynthesizeS
 from .data_stages import made_identity, run_alignment, run_decontaminate, run_synthesize
 from .errors import CheckpointError
 from .files import require_space
+from .probe_stage import run_probe
 from .recipe import Recipe
 from .score_stage import benchmark_identity, score_benchmarks
 from .stage_data import Job, data_identity, held_out_rows
@@ -67,6 +68,8 @@ def identity(stage: Stage, recipe: Recipe, inputs: Mapping[str, str], digests: D
         settings |= benchmark_identity(stage, recipe, digests)
     if isinstance(stage, ReportStage):
         settings["stages"] = list(recipe.stages)  # a page shows names, which are no part of any other fingerprint
+        if not stage.probes:
+            del settings["probes"]  # older than this setting, too
     kind = KINDS[stage.kind]
     is_random = isinstance(stage, TrainingStage | SynthesizeStage | AlignmentStage) or (
         isinstance(stage, ImportStage) and stage.random is not None
@@ -236,8 +239,9 @@ def run_report(job: Job, folder: Path) -> dict[str, Any]:
 
     stage: ReportStage = job.stage
     report = collect_report(
-        stage.title, stage.summary, stage.notes, stage.evaluations, job.records, job.store.folder, stage.comparisons
-    )
+        stage.title, stage.summary, stage.notes, stage.evaluations, job.records, job.store.folder, stage.comparisons,
+        stage.probes,
+    )  # fmt: skip
     write_text(folder / "page.html", render_page(report))
     return {"page": "page.html"}
 
@@ -255,5 +259,6 @@ KINDS: dict[str, Kind] = {
     "decontaminate": Kind(run_decontaminate, resumable=True),
     "evaluate": Kind(run_evaluate, computes=True),
     "compare": Kind(run_compare),
+    "probe": Kind(run_probe, resumable=True, computes=True),
     "report": Kind(run_report),
 }

@@ -210,6 +210,19 @@ def _evaluate(walk: Walk, name: str, stage: Any) -> list[Workload]:
     return [work]
 
 
+def _probe(walk: Walk, name: str, stage: Any) -> list[Workload]:
+    """Whole passes, about: m of depth up-scaling from 0 to n/2 take 12, the lens 8, each layer left out n/2, the maps
+    a third of a pass for each run."""
+    n = len(walk.shape(stage.model).layers)
+    places = -(-n // (stage.stride or -(-n // 16)))
+    maps = n / 2 + (places * (places + 1) / 3 if stage.maps else 0)
+    tokens = int(stage.tokens * (20 + 4 * len(stage.plans)) + stage.map_tokens * maps)
+    return [
+        running(name, stage.kind, walk.shape(stage.model), num_tokens=tokens, row_tokens=stage.row_tokens, rows=8,
+                generated_tokens=0)
+    ]  # fmt: skip
+
+
 _ROW_BYTES = 1_500  # of a synthetic row with its lineage, about
 _PROMPT_TOKENS = 900  # of a request of synthesis: worked examples, then the question
 
@@ -246,5 +259,6 @@ WORK: Mapping[str, Callable[[Walk, str, Any], list[Workload]]] = {
     "decontaminate": _of_files,
     "evaluate": _evaluate,
     "compare": _of_files,
+    "probe": _probe,
     "report": _of_files,
 }

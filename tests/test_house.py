@@ -85,6 +85,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "stage_data": frozenset({ANY}),
     "data_stages": frozenset({ANY}),
     "compare_stage": frozenset({ANY}),
+    "probe_stage": frozenset({ANY}),
     "score_stage": frozenset({ANY}),
     "training_run": frozenset({ANY}),
     "training_stages": frozenset({ANY}),
@@ -128,8 +129,8 @@ GROUND = {
 }  # fmt: skip
 # Nobody imports from above: recipe is for stages and what stands on them, stages for pipeline, pipeline for cli.
 _RECIPES = {
-    "recipe", "stage_data", "score_stage", "compare_stage", "data_stages", "training_run", "training_stages", "stages",
-    "pipeline", "workloads", "reference",
+    "recipe", "stage_data", "score_stage", "compare_stage", "probe_stage", "data_stages", "training_run",
+    "training_stages", "stages", "pipeline", "workloads", "reference",
 }  # fmt: skip
 ABOVE = {
     "settings": {"data_settings", "data_stage_settings", "stage_settings", *_RECIPES},
@@ -138,8 +139,10 @@ ABOVE = {
     "alignment": {"data_stages", *VERBS},
     "data_stages": {"stages", *VERBS},
     "compare_stage": {"stages"},
+    "probe_stage": {"stages", *VERBS},
     "stage_settings": {
         "compare_stage",
+        "probe_stage",
         "data_stages",
         "recipe",
         "stage_data",
@@ -169,6 +172,7 @@ ABOVE = {
     "stage_data": {
         "score_stage",
         "compare_stage",
+        "probe_stage",
         "data_stages",
         "training_run",
         "training_stages",

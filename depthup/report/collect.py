@@ -13,7 +13,7 @@ from ..artifacts.record import Record
 from ..evaluation.results import read_results
 from ..evaluation.scores import ModelScores
 from ..layers import LayerPlan
-from .values import ComparedModel, ComparedTable, Curve, Generation, ModelRow, Report, StageCard
+from .values import ComparedModel, ComparedTable, Curve, Generation, ModelRow, Probe, Report, StageCard
 
 _DESCRIPTIONS = {
     "import": "as published",
@@ -44,6 +44,7 @@ def collect_report(
     records: Mapping[str, Record],
     folder_of: Callable[[str, str], Path],
     comparisons: Sequence[str] = (),
+    probes: Sequence[str] = (),
 ) -> Report:
     """Everything that :func:`depthup.report.page.render_page` shows.
 
@@ -55,8 +56,9 @@ def collect_report(
         records: Records of those stages and of all that they come from, by name.
         folder_of: Folder of a result, from stage name and fingerprint.
         comparisons: Names of compare stages, one a table.
+        probes: Names of probe stages.
     """
-    lineage = _lineage([*evaluations, *comparisons], records)
+    lineage = _lineage([*evaluations, *comparisons, *probes], records)
     rows = collect_rows(evaluations, records)
     plans = [record.results["plan"] for record in lineage if record.kind == "upscale" and "plan" in record.results]
     return Report(
@@ -74,6 +76,7 @@ def collect_report(
         generations=_generations([records[name] for name in evaluations]),
         scores=_scores([records[name] for name in evaluations], folder_of),
         comparisons=tuple(_compared(records[name].results) for name in comparisons),
+        probes=tuple(_probe(records[name], folder_of) for name in probes),
         stages=tuple(_card(record) for record in lineage),
         environment=_environment(lineage),
     )
@@ -124,6 +127,11 @@ def _compared(results: Mapping[str, Any]) -> ComparedTable:
         for row in results["rows"]
     )
     return ComparedTable(results["title"], tuple(results["headers"]), rows, tuple(results["notes"]))
+
+
+def _probe(record: Record, folder_of: Callable[[str, str], Path]) -> Probe:
+    path = folder_of(record.stage, record.fingerprint) / record.results["probe"]
+    return Probe(record.stage, json.loads(path.read_text(encoding="utf-8")))
 
 
 def _curve(name: str, metrics: Path) -> Curve:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from markupsafe import Markup
 from ..layers import LayerPlan
 from . import text
 from .figures import layer_map_svg, loss_curve_svg, radar_svg, score_bars_svg
+from .probe_figures import probe_figures
 from .scores import score_board, score_cells
 from .svg import figure_style
 from .tables import MODEL_HEADERS, model_cells
@@ -52,6 +53,7 @@ def render_page(report: Report) -> str:
         plan_facts=_plan_facts(report.plan) if report.plan else (),
         loss_curves=_loss_curves(report),
         scores=_scores(report),
+        probes=[(probe.name, _markup(probe_figures(probe.found, width=600))) for probe in report.probes],
         key_figures=_key_figures(report.rows),
         headers=MODEL_HEADERS,
         table=[(row, model_cells(row)) for row in report.rows],
@@ -70,6 +72,10 @@ def _loss_curves(report: Report) -> tuple[tuple[str, Markup], ...]:
     widths = (("wide", 760), ("narrow", 370))
     figures = [(name, loss_curve_svg(report.curves, report.reference_losses, width=width)) for name, width in widths]
     return tuple((name, Markup(figure)) for name, figure in figures if figure)
+
+
+def _markup(figures: Mapping[str, str]) -> list[Markup]:
+    return [Markup(figure) for figure in figures.values()]
 
 
 def _scores(report: Report) -> dict[str, Any] | None:

@@ -36,6 +36,8 @@ svg.fig .marker{{fill:currentColor;stroke:var(--paper,transparent);stroke-width:
 svg.fig .whisker{{stroke:currentColor;stroke-width:2;stroke-linecap:round;fill:none}}
 svg.fig .area{{fill:currentColor;fill-opacity:.07;stroke:currentColor;stroke-width:2;stroke-linejoin:round}}
 svg.fig text.series{{fill:currentColor;font-weight:600}}
+svg.fig .cell{{fill:currentColor}}
+svg.fig .best{{fill:none;stroke:var(--accent);stroke-width:2.2}}
 svg.fig .m{{color:var(--muted)}}
 """ + "".join(f"svg.fig .s{i}{{color:var(--s{i})}}\n" for i in range(NUM_SERIES))
 

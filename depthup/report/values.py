@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..evaluation.scores import ModelScores
 from ..layers import LayerPlan
@@ -73,6 +75,14 @@ class ComparedTable:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """A look into a model: what its ``probe.json`` holds."""
+
+    name: str
+    found: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything that the page shows. A part that is empty leaves its section out."""
 
@@ -88,3 +98,4 @@ class Report:
     environment: tuple[tuple[str, str], ...]  # versions, device
     scores: tuple[ModelScores, ...] = ()  # one a model, all of one suite
     comparisons: tuple[ComparedTable, ...] = ()
+    probes: tuple[Probe, ...] = ()

@@ -8,12 +8,13 @@ from pathlib import Path
 import pico
 import pytest
 import torch
+import zoo
 from torch.nn.functional import cross_entropy
 
 from depthup.errors import CheckpointError, DepthupError, PlanError
 from depthup.growth.surgery import upscale
 from depthup.layers import LayerPlan
-from depthup.probe.virtual import count_layers, find_tower, virtual_stack, zero_step_losses
+from depthup.probe.virtual import can_resume, count_layers, find_tower, virtual_stack, zero_step_losses
 
 Base = Callable[..., Path]
 FAMILIES = ("llama", "qwen2_sliding", "qwen3", "gemma2", "gemma3_text", "olmo2", "olmo3", "mixtral", "gpt_oss", "gpt2",
@@ -37,6 +38,19 @@ def test_a_plan_that_is_run_is_the_checkpoint_that_surgery_writes(base: Base, tm
                 assert torch.equal(model(rows).logits, written(rows).logits)
                 assert model.config.num_hidden_layers == written.config.num_hidden_layers
         assert torch.equal(model(rows).logits, before)
+
+
+@pytest.mark.parametrize("family", ["bamba", "lfm2"])
+def test_hybrids_keep_their_kinds_of_layer(tmp_path: Path, family: str) -> None:
+    """State space or convolution among attention: masks and kinds are those of the target."""
+    [specimen] = zoo.specimens(f"^{family}$")
+    model, rows = specimen.build(), pico.tokens(20, 2) % 60
+    model.save_pretrained(tmp_path / "base")
+    plan = LayerPlan.upscale(7, 2)
+    upscale(tmp_path / "base", tmp_path / "out", plan)
+    written = pico.load(tmp_path / "out")
+    with torch.inference_mode(), virtual_stack(model, plan):
+        assert torch.equal(model(rows, use_cache=False).logits, written(rows, use_cache=False).logits)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2_sliding", "mamba"])
@@ -100,7 +114,22 @@ def test_what_plans_begin_with_is_run_once(base: Base) -> None:
         layer.mlp.register_forward_hook(lambda *_: runs.append(1))
     told: list[int] = []
     zero_step_losses(model, plans, pico.tokens(), progress=told.append)
-    assert len(runs) == sum(told) == count_layers(tower, [tower.base_plan, *plans]) == 7 + sum(7 - m for m in range(4))
+    tried = 7 + 4  # whether a stack can go on from a kept stream
+    wanted = 7 + sum(7 - m for m in range(4))
+    assert len(runs) - tried == sum(told) == wanted == count_layers(tower, [tower.base_plan, *plans])
+
+
+def test_nothing_is_shared_where_layers_hand_on_more_than_the_stream(base: Base) -> None:
+    """A layer that adds what one far below it left: skipped layers would have left something else."""
+    model, rows, plans = pico.load(base()), pico.tokens(20, 3), [LayerPlan.upscale(7, m) for m in range(3)]
+    left: list[torch.Tensor] = []
+    model.model.layers[1].register_forward_hook(lambda module, inputs, output: left.append(output))
+    model.model.layers[5].register_forward_hook(lambda module, inputs, output: output + 0.1 * left[-1])
+    tower = find_tower(model)
+    assert not can_resume(tower) and count_layers(tower, plans) == 14 + 12 + 10
+    for one in zero_step_losses(model, plans, rows):
+        with virtual_stack(model, one.plan):
+            assert one.mean == pytest.approx(loss(model, rows), abs=2e-6)
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
