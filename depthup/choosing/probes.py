@@ -19,7 +19,8 @@ from ..growth.freeze import read_freeze_map
 from ..growth.surgery import plan_surgery, publish_surgery
 from ..layers import LayerPlan
 from ..models import load_model
-from ..probe.virtual import TRIED, find_tower, iterate_losses
+from ..probe.tower import TRIED, find_tower
+from ..probe.virtual import iterate_losses
 from ..training.heads import choose_head
 from ..training.loop import train
 from ..training.metrics import read_metrics
