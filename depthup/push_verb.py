@@ -110,7 +110,6 @@ def _stage(options: argparse.Namespace) -> tuple[Path, Any, dict[str, Path]]:
     from .pipeline import require_stage, survey
     from .recipe_verbs import open_recipe
     from .report_stage import card_facts, card_of_files, made_data, sources_of
-    from .stage_settings import ReportStage
 
     recipe, store = open_recipe(options)
     require_stage(recipe, options.model)
@@ -125,7 +124,7 @@ def _stage(options: argparse.Namespace) -> tuple[Path, Any, dict[str, Path]]:
     records = {name: one.record for name, one in nodes.items() if one.record is not None}
     cards = {record.stage: card_of_files(paths) for record, paths in made_data(records, store)}
     facts = card_facts(options.model, recipe, records, store, sources_of(recipe, cards))
-    pages = [one.folder for one in nodes.values() if isinstance(one.stage, ReportStage) and one.record is not None]
+    pages = [one.folder for one in nodes.values() if one.stage.kind == "report" and one.record is not None]
     page = [] if options.no_report or not pages else sorted(path for path in pages[-1].rglob("*") if path.is_file())
     names = {path.relative_to(pages[-1]).as_posix(): path for path in page}
     sent = {f"report/{name}": path for name, path in names.items() if not name.startswith(("record.json", "model/"))}

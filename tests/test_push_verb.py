@@ -17,9 +17,12 @@ import pytest
 import servers
 from huggingface_hub import ModelCard, constants
 
+from depthup.artifacts.store import Store
 from depthup.checkpoint.upload import SECRETS, File, find_leaks, plan_upload
 from depthup.cli import main
 from depthup.errors import CheckpointError
+from depthup.pipeline import survey
+from depthup.recipe import load_recipe, parse_recipe
 
 # The hub's library hands a file to httpx in a way that httpx is leaving.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -335,9 +338,19 @@ def test_report_is_copied_out_whole(made: tuple[str, ...], tmp_path: Path, capsy
     assert main(["report", made[1], *made[2:], "--out", str(out)]) == 0
     names = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert {"index.html", "report.md", "CITATION.bib", "model/README.md", "figures/layers.svg"} <= names
+    assert "cc0-1.0" not in (out / "report.md").read_text()  # what is only measured on trains nothing
     assert "record.json" not in names and str(tmp_path) not in (out / "index.html").read_text()
     card = ModelCard((out / "model" / "README.md").read_text())
     assert card.data.license == "mit" and "cc0-1.0" not in card.data.to_dict()
     capsys.readouterr()
     assert main(["report", made[1], *made[2:], "--out", str(out)]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+def test_a_licence_that_the_recipe_states_changes_the_page_alone(made: tuple[str, ...], tmp_path: Path) -> None:
+    value = load_recipe(made[1]).model_dump(mode="json", exclude_none=True)
+    store = Store(Path(made[3]))
+    assert {node.state for node in survey(parse_recipe(value), store).values()} == {"cached"}
+    value["data"]["docs"]["licence"] = "mit"
+    states = {name: node.state for name, node in survey(parse_recipe(value), store).items()}
+    assert [name for name, state in states.items() if state != "cached"] == ["page"]

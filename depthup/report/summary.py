@@ -165,7 +165,7 @@ def _side(loss: float, other: float) -> str:
 
 def _key_sentence(story: Story) -> str:
     """The verdict on the final model where a table has it, else on the last model of the first table."""
-    tables = [table for table in story.tables if table.rows]
+    tables = [table for table in story.tables if table.rows and table.rows[0].verdict == "baseline"]
     for table in tables:
         for row in table.rows[1:]:
             if row.name == story.final:

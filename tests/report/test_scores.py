@@ -70,7 +70,8 @@ def test_page_has_a_section_of_scores_where_there_are_some(models: list[ModelSco
     assert '<h2 id="scores">Scores</h2>' in page and page.count('class="fig"') == 4  # two figures, wide and narrow
     for model in models[:2]:
         for cell in cells_of(model):
-            assert f">{cell}</td>" in page
+            score, _, margin = cell.partition(" ± ")
+            assert f">{score} <small>± {margin}</small></span></td>" in page
     assert 'id="scores"' not in render_page(EMPTY)
     nasty = render_page(replace(EMPTY, scores=(replace(models[0], model="<i>\x07"),)))
     assert "<i>" not in nasty and "\x07" not in nasty
