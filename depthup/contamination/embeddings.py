@@ -25,7 +25,7 @@ from .rules import LONG
 from .text import words_of
 
 NEAR, NEAR_MATH = 0.9, 0.8  # least cosine; of a math question with enough of its numbers
-_NUMBERS = 0.75  # share of a math question's numbers that must stand in the window
+_NUMBERS = 0.6  # share of a math question's numbers that must stand in the window
 WINDOW, STRIDE = 64, 32  # words of a text that is longer than WHOLE
 WHOLE, LEAST = 96, 10  # words: up to the first a text is one window, below the second none
 _BATCH = 32  # texts
