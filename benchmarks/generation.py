@@ -119,7 +119,9 @@ def main() -> None:
     if options.json:
         kept = ("questions", "shots", "max_new_tokens", "dtype", "device")
         shown = {"model": Path(options.model).name, **{name: getattr(options, name) for name in kept}}
-        options.json.write_text(json.dumps({"machine": machine(), **shown, "engines": found}, indent=1) + "\n")
+        options.json.write_text(
+            json.dumps({"machine": machine(Path.cwd()), **shown, "engines": found}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":
