@@ -58,7 +58,7 @@ def test_another_machine_makes_nothing_again_and_fetches_the_page_alone(mirrored
     store, lines = make(recipe(), tmp_path / "second", address)
     assert all("cached" in line for line in lines)
     assert weights_in(store.root) == set()
-    pages = [next(root.glob("page/*/page.html")) for root in (first.root, store.root)]
+    pages = [next(root.glob("page/*/index.html")) for root in (first.root, store.root)]
     assert pages[0].read_bytes() == pages[1].read_bytes()
 
 
