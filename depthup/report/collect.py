@@ -163,7 +163,7 @@ def _compared(results: Mapping[str, Any]) -> ComparedTable:
 
 
 def _probe(record: Record, place: Path) -> Probe:
-    path = place / record.results["probe"]
+    path = place / "probe.json"
     return Probe(record.stage, json.loads(path.read_text(encoding="utf-8")))
 
 
