@@ -16,26 +16,7 @@ import pytest
 from depthup.cli import main, make_parser
 
 REPOSITORY = Path(__file__).parents[1]
-VERBS = [
-    "upscale",
-    "layers",
-    "check",
-    "import",
-    "generate",
-    "merge",
-    "plan",
-    "run",
-    "status",
-    "report",
-    "evaluate",
-    "compare",
-    "preview",
-    "rates",
-    "synthesize",
-    "decontaminate",
-    "audit",
-    "membership",
-]
+VERBS = list(make_parser()._subparsers._group_actions[0].choices)
 
 
 def test_help_answers_at_once() -> None:
