@@ -19,7 +19,6 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -99,6 +98,8 @@ class Verifier:
         """What its verdicts depend on: which rungs, the version of the last, and its clock."""
         if not self._symbolic:
             return "exact, text"
+        from importlib.metadata import version  # slow to load
+
         return f"exact, text, math-verify {version('math-verify')} within {self._seconds:g} s"
 
     def __enter__(self) -> Verifier:
