@@ -31,10 +31,10 @@ NUM_LAYERS, HIDDEN = 8, 64
 BASE = {"steps": 1000, "learning_rate": 3e-3, "schedule": "wsd", "warmup_steps": 50, "eval_every": 250,
         "checkpoint_every": 100}  # fmt: skip
 ROWS = {"rows_per_step": 16, "row_tokens": 256, "micro_batch_rows": 16, "eval_tokens": 65536}
-AFTER = {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 10, "eval_every": 40}
-SHORT, LONG = 200, 400  # steps of 4,096 bytes
+AFTER = {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 10, "eval_every": 20, "eval_tokens": 32768}
+SHORT, LONG = 100, 200  # steps of 4,096 bytes
 FROZEN = {"original": {"factor": 0}, "outside": {"factor": 0}}
-LATER = {"original": {"from_step": 40}, "outside": {"from_step": 40}}
+LATER = {"original": {"from_step": 20}, "outside": {"from_step": 20}}
 
 
 def grown(layers: str | None = None, preset: str | None = None, steps: int = SHORT, **training: object) -> dict:

@@ -83,6 +83,7 @@ def test_the_summary_is_scipys_paired_test(beyond: ModuleType) -> None:
     assert rows["base"]["main_minus_this"]["num_comparisons"] == 2
 
 
+@pytest.mark.slow
 def test_an_encoder_with_post_norm_layers_cannot_be_silent(beyond: ModuleType) -> None:
     import beyond_tasks
 
@@ -148,6 +149,7 @@ def as_package(model: Any, file: Path) -> None:
     file.write_bytes(b"".join(raw))
 
 
+@pytest.mark.slow
 def test_a_speech_encoder_out_of_a_package(beyond: ModuleType, tmp_path: Path) -> None:
     import beyond_tasks
     from whisper_package import write_whisper

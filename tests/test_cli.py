@@ -123,7 +123,7 @@ def test_status_tells_what_a_run_would_do(tmp_path: Path, capsys) -> None:
     assert main(["status", *arguments]) == 0
     assert main(["run", *arguments, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 22
+    assert len(lines) == 24
     assert all("missing" in line for line in lines)
     assert list(tmp_path.iterdir()) == []
 

@@ -235,4 +235,4 @@ def test_the_stage_feeds_the_report(tmp_path: Path) -> None:
     assert told["trained"]["layers"] == "0-2,1-3" and told["model"] == "base"
     assert told["trained"]["before"]["loss"] == told["trained"]["after"]["loss"]  # not trained at all
     page = (nodes["report"].folder / "index.html").read_text()
-    assert "Inside the model: look" in page and page.count('<div class="panel figure"><svg') == 12
+    assert "Inside the model: look" in page and page.count('<div class="panel figure scroll"><svg') == 12
