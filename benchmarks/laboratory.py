@@ -223,7 +223,13 @@ def main() -> None:
     print(table(rows_of(runs)))
     if options.json:
         options.json.write_text(
-            json.dumps({"command": "python " + " ".join(sys.argv), "rows": rows_of(runs)}, indent=1)
+            json.dumps(
+                {
+                    "command": f"python benchmarks/laboratory.py --data-dir DATA --out DIR --seeds {options.seeds}",
+                    "rows": rows_of(runs),
+                },
+                indent=1,
+            )
         )
         options.json.with_suffix(".csv").write_text(points(runs))
 
