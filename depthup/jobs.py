@@ -23,7 +23,7 @@ from typing import Protocol
 from .artifacts.store import Store
 from .errors import DepthupError, RecipeError, Stopped
 from .launching import WORKER, catch_signals
-from .pipeline import Node, ended, heading, snapshot, started, survey
+from .pipeline import Node, ended, heading, settle, snapshot, started, survey
 from .recipe import Recipe
 from .stages import KINDS
 
@@ -158,8 +158,7 @@ class _Run:
         for name, node in self.nodes.items():
             if node.record is not None:
                 self.view.line(f"{heading(self.nodes, name)} cached: {self.store.place(name, node.fingerprint)}")
-                self.store.point_to(name, node.fingerprint)
-                self.store.share(name, node.fingerprint)
+                settle(self.store, node)
         if not self.wanted:
             return self.nodes
         recipe = snapshot(self.recipe, self.store)

@@ -194,16 +194,21 @@ def _walk(
         if only not in (None, name):
             continue
         if node.record is not None:
-            if isinstance(node.stage, ReportStage):
-                store.bring(name, node.fingerprint)  # small, and wanted for itself
             tell(f"{heading(nodes, name)} cached: {store.place(name, node.fingerprint)}")
         else:
             tell(f"{heading(nodes, name)} {started(node)}")
             nodes[name] = node = _make(node, nodes, recipe, store, device, progress, world)
             tell(f"{heading(nodes, name)} {ended(node)}")
-        store.point_to(name, node.fingerprint)
-        store.share(name, node.fingerprint, progress=progress)
+        settle(store, node, progress=progress)
     return nodes
+
+
+def settle(store: Store, node: Node, *, progress: bool = False) -> None:
+    """What is done with each result that is there: ``latest`` leads to it, the mirror has it, a page lies here."""
+    if isinstance(node.stage, ReportStage):
+        store.bring(node.name, node.fingerprint)  # small, and wanted for itself
+    store.point_to(node.name, node.fingerprint)
+    store.share(node.name, node.fingerprint, progress=progress)
 
 
 def snapshot(recipe: Recipe, store: Store) -> Path:

@@ -130,6 +130,19 @@ def test_an_upload_that_fails_keeps_what_is_made(mirrored, tmp_path: Path, monke
     assert Mirror(mirror.address).put("base", record.fingerprint, first.folder("base", record.fingerprint))
 
 
+def test_whatever_the_protocol_raises_is_one_message(tmp_path: Path, monkeypatch) -> None:
+    class NoCredentials(Exception):
+        pass
+
+    def refuse(*_: object) -> None:
+        raise NoCredentials("no key was found")
+
+    mirror = Mirror(str(tmp_path))
+    monkeypatch.setattr(mirror._files, "cat_file", refuse)
+    with pytest.raises(OutputError, match="no key was found"):
+        mirror.find("base", "0" * 64)
+
+
 def test_an_address_that_cannot_be_opened_is_told(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("DEPTHUP_MIRROR", "")  # set by the run below, and so put back
     recipes = Path(__file__).parents[1] / "recipes" / "pico"

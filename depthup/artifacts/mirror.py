@@ -198,12 +198,14 @@ class Mirror:
         if key in self._found:
             return self._found[key]
         try:
-            said = json.loads(self._files.cat_file(f"{self._root}/{base}/{_WHOLE}"))
-            upload = _Upload(str(said["upload"]), {str(k): int(v) for k, v in said["files"].items()}, said["record"])
+            text = self._files.cat_file(f"{self._root}/{base}/{_WHOLE}")
         except FileNotFoundError:
             return None
-        except OSError as error:
+        except Exception as error:  # each protocol's package raises kinds of its own
             raise self._unreachable(error) from error
+        try:
+            said = json.loads(text)
+            upload = _Upload(str(said["upload"]), {str(k): int(v) for k, v in said["files"].items()}, said["record"])
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
         if not isinstance(upload.record, dict) or upload.record.get("fingerprint") != fingerprint:
@@ -235,9 +237,7 @@ class Mirror:
                     raise OSError(f"{name} did not arrive whole")
             said = json.dumps({"upload": upload, "files": sizes, "record": record}, indent=1)
             self._files.pipe_file(f"{self._root}/{base}/{_WHOLE}", said.encode())
-        except FileNotFoundError:
-            raise
-        except OSError as error:
+        except Exception as error:
             raise self._unreachable(error) from error
 
     def _download(self, base: str, upload: str, sizes: Mapping[str, int], folder: Path, label: str | None) -> None:
@@ -256,10 +256,12 @@ class Mirror:
 
         try:
             _transfer(receive, sizes, label)
-        except OSError as error:
+        except DepthupError:
+            raise
+        except Exception as error:
             raise self._unreachable(error) from error
 
-    def _unreachable(self, error: OSError) -> OutputError:
+    def _unreachable(self, error: Exception) -> OutputError:
         return OutputError(
             f"the mirror {self.address} did not do it: {error}",
             next_step="what is made is kept here; run again when it answers, or without --mirror",
