@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pico
@@ -20,15 +17,24 @@ VERBS = list(make_parser()._subparsers._group_actions[0].choices)
 
 
 def test_help_answers_at_once() -> None:
-    """Under 0.3 s (the median of several: the machine is shared)."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    seconds = []
-    for _ in range(7):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "depthup", "--help"], check=True, capture_output=True, env=environment)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.3, seconds
-    assert statistics.median(seconds) < 1
+    """What would make it slow is not imported; the seconds are measured by `benchmarks/start.py`, not here."""
+    show = (
+        "import sys; from depthup.cli import main\ntry: main(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    said = subprocess.run([sys.executable, "-c", show], check=True, capture_output=True, text=True, cwd=REPOSITORY)
+    modules = set(said.stderr.split())
+    assert "depthup.cli" in modules and "usage: depthup" in said.stdout
+    assert not modules & {
+        "torch",
+        "transformers",
+        "numpy",
+        "numba",
+        "yaml",
+        "safetensors",
+        "huggingface_hub",
+        "asyncio",
+    }
+    assert len(modules) < 300, len(modules)
 
 
 @pytest.mark.parametrize("verb", VERBS)

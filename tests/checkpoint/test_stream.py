@@ -557,7 +557,7 @@ def test_ctrl_c_is_heard_while_the_server_says_nothing(large: Server, tmp_path: 
         begin = time.monotonic()
         child.send_signal(signal.SIGINT)
         _, said = child.communicate(timeout=20)
-    assert child.returncode == 130 and time.monotonic() - begin < 5
+    assert child.returncode == 130 and time.monotonic() - begin < 15
     assert "stopped" in said and "Traceback" not in said and not out.exists()
     large.faults.clear()
     upscale(large.url, out, PLAN)

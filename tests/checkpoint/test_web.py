@@ -232,7 +232,7 @@ def test_a_document_is_whole_or_had_again(one: Server) -> None:
         Web().document(f"{one.url}/file")
 
 
-@pytest.mark.parametrize("fault", [stall(50_000, 20.0), status(503, Retry_After="1")])
+@pytest.mark.parametrize("fault", [stall(50_000, 20.0), status(503, Retry_After="15")])
 def test_a_thread_that_waits_is_stopped_at_once(one: Server, fault: Fault, monkeypatch) -> None:
     file, ended = looked(one), []
     one.faults["/file"] = [fault] * 9
@@ -251,7 +251,7 @@ def test_a_thread_that_waits_is_stopped_at_once(one: Server, fault: Fault, monke
     begin = time.monotonic()
     client.stop()
     thread.join(10)
-    assert ended and ended[0] - begin < 1
+    assert ended and ended[0] - begin < 5
     with pytest.raises(Stopped):
         client.read(file, 0, 1)
     client.start()
