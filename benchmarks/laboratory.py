@@ -31,23 +31,35 @@ NUM_LAYERS, HIDDEN = 8, 64
 BASE = {"steps": 1000, "learning_rate": 3e-3, "schedule": "wsd", "warmup_steps": 50, "eval_every": 250,
         "checkpoint_every": 100}  # fmt: skip
 ROWS = {"rows_per_step": 16, "row_tokens": 256, "micro_batch_rows": 16, "eval_tokens": 65536}
-AFTER = {"learning_rate": 1e-3, "schedule": "constant", "warmup_steps": 10, "eval_every": 20, "eval_tokens": 32768}
-SHORT, LONG = 100, 200  # steps of 4,096 bytes
+AFTER = {"learning_rate": 3e-4, "schedule": "cosine", "warmup_steps": 10, "eval_every": 50, "eval_tokens": 32768}
+SHORT, LONG = 100, 400  # steps of 4,096 bytes
+HIGH = 1e-3
 FROZEN = {"original": {"factor": 0}, "outside": {"factor": 0}}
 LATER = {"original": {"from_step": 20}, "outside": {"from_step": 20}}
+DUS, IDENTITY, RANDOM = "0-5,2-7", "llama-pro(4)", "0-5,2:random,3:random,4:random,5:random,6-7"
 
 
-def grown(layers: str | None = None, preset: str | None = None, steps: int = SHORT, **training: object) -> dict:
+def trained(**training: object) -> dict:
+    """The base itself, trained on: a control."""
+    return {"surgery": None, "training": {"steps": SHORT, **training}}
+
+
+def grown(layers: str | None = None, preset: str | None = None, **training: object) -> dict:
     """A method: how the model is made of the base, and how it is trained on."""
     surgery = {"kind": "upscale", **({"layers": layers} if layers else {"preset": preset})}
-    return {"surgery": surgery, "training": {"steps": steps, **training}}
+    return {"surgery": surgery, "training": {"steps": SHORT, **training}}
 
 
 METHODS: dict[str, dict] = {
-    "control": {"surgery": None, "training": {"steps": LONG}},
-    "dus": grown("0-5,2-7", steps=LONG),
-    "identity": grown(preset="llama-pro(4)", steps=LONG),
-    "random": grown("0-5,2:random,3:random,4:random,5:random,6-7", steps=LONG),
+    "control": trained(),
+    "control, twice as long": trained(steps=2 * SHORT),
+    "dus": grown(DUS),
+    "identity": grown(preset=IDENTITY),
+    "random": grown(RANDOM),
+    "control, high rate": trained(learning_rate=HIGH),
+    "dus, high rate": grown(DUS, learning_rate=HIGH),
+    "identity, high rate": grown(preset=IDENTITY, learning_rate=HIGH),
+    "random, high rate": grown(RANDOM, learning_rate=HIGH),
     "naive (m=0)": grown("0-7,0-7"),
     "dus m=1": grown("0-6,1-7"),
     "dus m=3": grown("0-4,3-7"),
@@ -59,15 +71,14 @@ METHODS: dict[str, dict] = {
     "transport": grown(preset="opt-deus(3-7)"),
     "average": grown(preset="avg-deus(3-7)"),
     "attenuated": grown("0-5," + ",".join(f"{k}:attenuated" for k in range(2, 6)) + ",6-7"),
-    "dus, new layers alone": grown("0-5,2-7", rates=FROZEN),
-    "identity, new layers alone": grown(preset="llama-pro(4)", rates=FROZEN),
-    "dus, new layers first": grown("0-5,2-7", rates=LATER),
-    "dus, rate x 3": grown("0-5,2-7", learning_rate=3e-3),
-    "dus, rate / 3": grown("0-5,2-7", learning_rate=3e-4),
-    "control, rate x 3": {"surgery": None, "training": {"steps": SHORT, "learning_rate": 3e-3}},
-    "control, rate / 3": {"surgery": None, "training": {"steps": SHORT, "learning_rate": 3e-4}},
+    "dus, new layers alone": grown(DUS, rates=FROZEN),
+    "identity, new layers alone": grown(preset=IDENTITY, rates=FROZEN),
+    "dus, new layers first": grown(DUS, rates=LATER),
     "experts": {"surgery": {"kind": "upcycle", "experts": 4}, "training": {"steps": SHORT}},
-    "looped, seam adapter": {"surgery": {"kind": "loop", "layers": "0-5,2-7"}, "training": {"steps": SHORT}},
+    "looped, seam adapter": {"surgery": {"kind": "loop", "layers": DUS}, "training": {"steps": SHORT}},
+    "control, long": trained(steps=LONG, learning_rate=HIGH),
+    "dus, long": grown(DUS, steps=LONG, learning_rate=HIGH),
+    "identity, long": grown(preset=IDENTITY, steps=LONG, learning_rate=HIGH),
 }
 
 
@@ -143,13 +154,27 @@ def by_seed(run: Run) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     return {int(seed): (tokens[seeds == seed], losses[seeds == seed]) for seed in np.unique(seeds)}
 
 
+def controls(runs: dict[str, Run]) -> dict[tuple[float, int], tuple[np.ndarray, np.ndarray]]:
+    """Per rate and seed, bytes and last losses of the base trained on, each from a run with a schedule of its own."""
+    found: dict[tuple[float, int], list[tuple[float, float]]] = {}
+    for method in filter(lambda name: name.startswith("control"), runs):
+        for seed, (tokens, losses) in by_seed(runs[method]).items():
+            found.setdefault((rate_of(method), seed), []).append((tokens[-1], losses[-1]))
+    return {key: tuple(np.array(sorted(ends)).T) for key, ends in found.items()}
+
+
+def rate_of(method: str) -> float:
+    return METHODS[method]["training"].get("learning_rate", AFTER["learning_rate"])
+
+
 def rows_of(runs: dict[str, Run]) -> list[dict]:
-    """For each method: the loss at the start, at the end, and the distance to the control there.
+    """For each method: the loss at the start, at the end, and the distance to the control at the same rate there.
 
     Differences are between runs that saw the same rows in the same order; with two seeds or more they have the
-    standard error of their mean. At equal FLOPs the control has seen more bytes; past its end there is no figure.
+    standard error of their mean. At equal FLOPs the control has seen more bytes: the ends of controls of several
+    lengths are joined by straight lines over the logarithm of the bytes; past the longest there is no figure.
     """
-    control, rows = by_seed(runs["control"]), []
+    ends_of, rows = controls(runs), []
     per_byte = runs["control"].flops_per_token
     for method, run in runs.items():
         seeds = by_seed(run)
@@ -157,20 +182,23 @@ def rows_of(runs: dict[str, Run]) -> list[dict]:
         for seed, (tokens, losses) in seeds.items():
             starts.append(losses[0])
             ends.append(losses[-1])
-            if seed in control:
-                equal_bytes.append(losses[-1] - np.interp(tokens[-1], *control[seed]))
-                as_many = tokens[-1] * (run.flops_per_token or np.nan) / per_byte
-                if as_many <= control[seed][0][-1]:
-                    equal_flops.append(losses[-1] - np.interp(as_many, *control[seed]))
+            if (rate_of(method), seed) not in ends_of:
+                continue
+            lengths, others = ends_of[rate_of(method), seed]
+            if np.any(np.isclose(lengths, tokens[-1], rtol=0.01)):
+                equal_bytes.append(losses[-1] - others[np.argmin(abs(lengths - tokens[-1]))])
+            as_many = tokens[-1] * (run.flops_per_token or np.nan) / per_byte
+            if lengths[0] * 0.99 <= as_many <= lengths[-1] * 1.01:
+                equal_flops.append(losses[-1] - np.interp(np.log(as_many), np.log(lengths), others))
         rows.append({
-            "method": method, "seeds": len(seeds), "bytes": int(run.most_tokens),
+            "method": method, "rate": rate_of(method), "seeds": len(seeds), "bytes": int(run.most_tokens),
             "flops_per_byte": run.flops_per_token, "start": summary(starts), "end": summary(ends),
             "against_control_same_bytes": summary(equal_bytes), "against_control_same_flops": summary(equal_flops),
         })  # fmt: skip
     return rows
 
 
-def summary(values: list[float]) -> list[float] | None:
+def summary(values: list[float]) -> list[float | None] | None:
     """Mean, and its standard error where there are two values or more."""
     if not values:
         return None
@@ -179,18 +207,17 @@ def summary(values: list[float]) -> list[float] | None:
 
 
 def table(rows: list[dict]) -> str:
-    def cell(value: list[float] | None, sign: str = "") -> str:
+    def cell(value: list[float | None] | None, sign: str = "") -> str:
         if value is None:
             return "-"
         return f"{value[0]:{sign}.3f}" + (f" ± {value[1]:.3f}" if value[1] is not None else "")
 
-    lines = ["| method | seeds | bytes | at the start | at the end | against the control, same bytes | same FLOPs |",
-             "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
-    lines += [
-        f"| {row['method']} | {row['seeds']} | {row['bytes']:,} | {cell(row['start'])} | {cell(row['end'])} |"
-        f" {cell(row['against_control_same_bytes'], '+')} | {cell(row['against_control_same_flops'], '+')} |"
-        for row in rows
-    ]
+    lines = ["| method | rate | seeds | bytes | at the start | at the end | less control, same bytes | same FLOPs |",
+             "|---|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    for row in rows:
+        what = [row["method"], f"{row['rate']:g}", str(row["seeds"]), f"{row['bytes']:,}", cell(row["start"])]
+        less = (cell(row[f"against_control_same_{of}"], "+") for of in ("bytes", "flops"))
+        lines.append(f"| {' | '.join([*what, cell(row['end']), *less])} |")
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ examples:
   depthup probe smollm2 --out probe                                    on the documentation that Python carries
   depthup probe smollm2 --text wiki.jsonl.gz --text code.txt --out probe
   depthup probe smollm2 --try 'rys(10,17)' --try 0-9,5-29 --no-maps --out probe     some plans, in a minute or two
-  depthup probe smollm2 --trained runs/smol/trained --trained-plan 0-21,8-29 --out probe
+  depthup probe smollm2 --trained runs/smol/dus-cpt/latest --out probe   before and after training
   depthup probe smollm2 --stride 1 --map-tokens 2048 --out probe       every run of layers: an hour on a CPU
 Writes probe.json and figures (SVG): similarity of layers, logit lens, loss of depth up-scaling with every m, of runs of
 layers left out or doubled. No checkpoint is written: plans are run with the base's own layers. Stopped, the same

@@ -7,16 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from .data_settings import DATA_KINDS, DataSettings, JoinedData, MixtureData, StageData, parts_of
 from .data_stage_settings import DecontaminateStage, SynthesizeStage
 from .errors import RecipeError, nearest
+from .recipe_file import read_recipe
 from .settings import Settings
 from .stage_settings import STAGE_KINDS, CompareStage, PreferenceStage, Stage
 
-RECIPE_NAME = "recipe.yaml"
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _RECIPE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")  # a dot as in solar-10.7b
 
@@ -41,22 +40,12 @@ class Recipe(Settings):
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from a YAML file, or from ``recipe.yaml`` in a folder.
+    """Read a recipe from a YAML file, or from ``recipe.yaml`` in a folder; it may extend another.
 
     Raises:
         RecipeError: No such file, no YAML, or a key or value that is not allowed (named by its path).
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / RECIPE_NAME
-    try:
-        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise RecipeError(
-            f"cannot read the recipe {path}: {error.strerror}", next_step="name a folder with recipe.yaml, or the file"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    value, path = read_recipe(path)
     return parse_recipe(value, str(path))
 
 
@@ -207,20 +196,3 @@ def _mapping(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise RecipeError(f"{where}: expected keys and values, got {type(value).__name__}")
     return value
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which ``1e-5`` is a number and a key that stands twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        merge = "tag:yaml.org,2002:merge"
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"the key '{key}' stands twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
-)

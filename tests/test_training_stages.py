@@ -154,11 +154,13 @@ def test_moments_are_kept_and_grow_with_the_model(tmp_path: Path, base: Path) ->
     """Each copied layer starts with its source's moments, an identity layer without; the rest keeps its own."""
     from depthup.growth.freeze import read_freeze_map
     from depthup.training.moments import MOMENTS_NAME, load_moments
+    from depthup.training_run import _sources
 
     recipe = parse_recipe({"name": "test", "seed": 1, "data": DATA, "stages": {
         "before": {**PRETRAIN, "model": str(base), "keep_optimizer": True},
         "target": {"kind": "upscale", "base": "before", "layers": "0-4,4:identity,3-6"},
-        "after": {**PRETRAIN, "model": "target", "optimizer_from": "before"},
+        "after": {**PRETRAIN, "model": "target", "optimizer_from": "before", "keep_optimizer": True},
+        "further": {**PRETRAIN, "model": "after", "optimizer_from": "after", "rates": {"original": {"factor": 0}}},
     }})  # fmt: skip
     nodes = run(recipe, Store(tmp_path / "store"), device="cpu", progress=False, tell=lambda line: None)
     held = load_file(nodes["before"].folder / MOMENTS_NAME)
@@ -166,6 +168,8 @@ def test_moments_are_kept_and_grow_with_the_model(tmp_path: Path, base: Path) ->
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     sources = read_freeze_map(nodes["target"].folder).sources(name for name, _ in model.named_parameters())
     load_moments(model, optimizer, nodes["before"].folder, sources)
+    states = [state for state in optimizer.state.values() if state]
+    assert len({state[key].data_ptr() for state in states for key in ("exp_avg", "exp_avg_sq")}) == 2 * len(states)
     for name, parameter in model.named_parameters():
         state, layer = optimizer.state[parameter], name.split(".layers.")[-1].split(".")[0]
         if layer == "5":
@@ -175,6 +179,9 @@ def test_moments_are_kept_and_grow_with_the_model(tmp_path: Path, base: Path) ->
             ".layers." in name) else name  # fmt: skip
         assert torch.equal(state["exp_avg"], held[f"{source}.exp_avg"]) and float(state["step"]) == 2
     assert results(nodes["after"].folder)["num_steps"] == 2
+    assert read_freeze_map(nodes["further"].folder) == read_freeze_map(nodes["target"].folder)  # it goes along
+    assert _sources(nodes["after"].folder, nodes["after"].folder, model) == {}  # each its own
+    assert _sources(nodes["after"].folder, nodes["before"].folder, model) == sources
 
 
 def test_samples_are_written_at_each_measurement(tmp_path: Path, base: Path) -> None:

@@ -170,7 +170,10 @@ def cost_table(shown: Sequence[Record], flops: Mapping[str, float]) -> Table | N
         "Times are of the runs that made these results, wherever they ran; tokens are those trained on.",
     )
     if flops:
-        notes += ("Model FLOPs of training as depthup plan counts them: nothing that is computed again.",)
+        notes += (
+            "Model FLOPs of training as depthup plan counts them: nothing that is computed again; where rates or LoRA"
+            " leave weights as they are, what training all of them would take.",
+        )
     headers = ("stage", "kind", "time", "device", "tokens", "FLOPs")
     return Table("", headers, (*rows, total), notes)
 

@@ -76,6 +76,6 @@ def load_moments(
             state = optimizer.state[parameter]
             state["step"] = torch.tensor(step, dtype=torch.float32, device=parameter.device)
             for key, moment in moments.items():
-                state[key] = moment.to(parameter.device)
+                state[key] = moment.to(parameter.device, copy=True)  # two copies of a layer must not share them
             count += 1
     return count
