@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,10 @@ import pytest
 # The same examples each time: a run of the suite can be repeated. DEPTHUP_FUZZ=1 draws new ones.
 hypothesis.settings.register_profile("depthup", derandomize=os.environ.get("DEPTHUP_FUZZ") != "1")
 hypothesis.settings.load_profile("depthup")
+
+# A suite that a shell started in the background ignores Ctrl-C, and so would the programs that tests stop with it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
