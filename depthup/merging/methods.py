@@ -17,6 +17,7 @@ from ..checkpoint.floats import Array
 
 # Above this cosine the arc is taken as straight: the constant of the common implementations (mergekit 0.1.5 too).
 STRAIGHT = 0.9995
+_ROW = 1024  # numbers whose products are added up one after another
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,24 @@ class Sums:
         self.products = [[0.0] * num_models for _ in range(num_models)]
 
     def add(self, tensors: Sequence[Array], base: Array | None) -> None:
-        """Take in one flat piece of each model; NumPy adds its products in pairs, and so loses little."""
+        """Take in one flat piece of each model."""
         rows = tensors if base is None else [tensor - base for tensor in tensors]
         for i, one in enumerate(rows):
             for j in range(i, len(rows)):
-                self.products[i][j] += float(np.add.reduce(one * rows[j]))
+                self.products[i][j] += _dot(one, rows[j])
                 self.products[j][i] = self.products[i][j]
 
     def cosine(self, i: int, j: int) -> float:
         """Of the angle between two models; 1 where one of them is zero."""
         norms = math.sqrt(self.products[i][i]) * math.sqrt(self.products[j][j])
         return max(-1.0, min(1.0, self.products[i][j] / norms)) if norms else 1.0
+
+
+def _dot(one: Array, other: Array) -> float:
+    """An inner product: of short rows by BLAS, whose sums NumPy then adds in pairs; so it is quick and loses little."""
+    even = len(one) - len(one) % _ROW
+    in_rows = np.vecdot(one[:even].reshape(-1, _ROW), other[:even].reshape(-1, _ROW))
+    return float(np.add.reduce(in_rows)) + float(np.add.reduce(one[even:] * other[even:]))
 
 
 def linear(tensors: Sequence[Array], base: Array | None, call: Call) -> Array:
