@@ -1,4 +1,4 @@
-"""The YAML of a recipe as plain values: numbers as people write them, no key twice, and one recipe that extends another."""
+"""The YAML of a recipe as plain values: numbers as people write them, no key twice, one recipe that extends another."""
 
 from __future__ import annotations
 

@@ -140,7 +140,8 @@ def _moments(job: Job, folder: Path, start: Start) -> dict[str, Any]:
         hooks["end"] = lambda model, optimizer: save_moments(model, optimizer, folder)
     if stage.optimizer_from:
         origin, source = job.folders[stage.optimizer_from], start.source
-        hooks["begin"] = lambda model, optimizer: load_moments(model, optimizer, origin, _sources(source, origin, model))
+        sources = _sources(source, origin, start.model)
+        hooks["begin"] = lambda model, optimizer: load_moments(model, optimizer, origin, sources)
     return hooks
 
 

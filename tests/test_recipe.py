@@ -120,7 +120,7 @@ stages:
         ("extends: [a]", r"extends: \['a'\]"),
         ("extends: recipe.yaml", r"extend each other"),
         ("extends: list.yaml", r"list.yaml: expected keys and values, got list"),
-        ("extends: good.yaml\nstages: {trained: {stps: 1}}", r"recipe.yaml: stages.trained.stps: unknown key .*'steps'"),
+        ("extends: good.yaml\nstages: {trained: {stps: 1}}", r"stages.trained.stps: unknown key .*'steps'"),
         ("extends: good.yaml\nstages: {loss: null}", r"stages.page.evaluations: 'loss' is no stage above"),
     ],
 )
