@@ -140,8 +140,11 @@ def _moments(job: Job, folder: Path, start: Start) -> dict[str, Any]:
         hooks["end"] = lambda model, optimizer: save_moments(model, optimizer, folder)
     if stage.optimizer_from:
         origin, source = job.folders[stage.optimizer_from], start.source
-        sources = _sources(source, origin, start.model)
-        hooks["begin"] = lambda model, optimizer: load_moments(model, optimizer, origin, sources)
+
+        def begin(model: Any, optimizer: Any) -> None:
+            load_moments(model, optimizer, origin, _sources(source, origin, model))
+
+        hooks["begin"] = begin
     return hooks
 
 
