@@ -1,4 +1,4 @@
-"""The table of laboratory.py as a figure: python benchmarks/laboratory_figure.py docs/results/laboratory.json OUT.svg"""
+"""The table of laboratory.py, drawn: python benchmarks/laboratory_figure.py docs/results/laboratory.json OUT.svg"""
 
 from __future__ import annotations
 
