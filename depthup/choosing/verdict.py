@@ -44,7 +44,8 @@ class Difference:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
+        mean, low, high = (f"{round(value, 3) + 0.0:+.3f}" for value in (self.mean, self.low, self.high))  # no -0.000
+        return f"{mean} ({low} to {high})"
 
 
 @dataclass(frozen=True)
