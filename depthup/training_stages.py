@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,8 @@ def range_test(job: Job, low: float, high: float, num_steps: int, tell: Callable
     objective: Objective = CausalLM(choose_head(start.model))
     if isinstance(stage, PreferenceStage):
         head = choose_head(start.model)
-        rows = _reference(job, start, training_pairs(job, start.source, start.tokenizer), head)(start.model)
+        pairs = training_pairs(job, start.source, start.tokenizer)
+        rows = _reference(job, start, pairs, head, num_steps)(start.model)
         objective = dpo(stage.variant, stage.beta, stage.label_smoothing, stage.nll_weight, stage.gamma, head=head)
     settings = settings_of(job, num_steps, rows_per_step)
     return find_rates(start.model, rows, objective, settings, low=low, high=high, num_steps=num_steps, tell=tell)
@@ -191,7 +193,7 @@ def _prefer(job: Job, folder: Path, start: Start, pairs: TokenizedPairs, label: 
     def rows(model: Any) -> Rows:
         """Both sides with the reference's log-probabilities, from the model as it is before its first update."""
         held_out.append(_reference(job, start, unseen, head)(model))
-        return _reference(job, start, pairs, head, check=True)(model)
+        return _reference(job, start, pairs, head, num_steps, check=True)(model)
 
     def evaluate(model: Any) -> dict[str, Any]:
         return _measure_pairs(model, held_out[0], objective, stage.micro_batch_rows)
@@ -208,8 +210,15 @@ def _prefer(job: Job, folder: Path, start: Start, pairs: TokenizedPairs, label: 
     return {**totals(result), "num_epochs": round(num_steps * stage.pairs_per_step / pairs.num_pairs, 4)}
 
 
-def _reference(job: Job, start: Start, pairs: TokenizedPairs, head: Any, check: bool = False) -> Callable[[Any], Any]:
-    """From the model before its first update to rows of pairs, with its log-probabilities if they are needed."""
+def _reference(
+    job: Job, start: Start, pairs: TokenizedPairs, head: Any, num_steps: int | None = None, check: bool = False
+) -> Callable[[Any], Any]:
+    """From the model before its first update to rows of pairs, with its log-probabilities if they are needed.
+
+    With ``num_steps``, of those pairs alone that so many steps see; the others' are not numbers.
+    """
+    import numpy as np
+
     from .data.pairs import PairRows
     from .training.dpo import answer_logps
     from .training.reference import reference_log_probs, require_reference
@@ -224,14 +233,21 @@ def _reference(job: Job, start: Start, pairs: TokenizedPairs, head: Any, check: 
         if stage.variant == "simpo" and not isinstance(stage, SdpoStage):
             return rows
         key = {"weights": job.store.digests.of_checkpoint(start.source), "stage": "reference"}
+        seen = np.arange(pairs.num_pairs)
+        if num_steps is not None:
+            seen = rows.pairs_of_run(num_steps, stage.pairs_per_step, job.recipe.seed)
+        part = rows if len(seen) == pairs.num_pairs else replace(rows, pairs=pairs.subset(seen))
         found = reference_log_probs(
-            model, rows, job.store.root / "reference", key, rows_per_batch=stage.micro_batch_rows, log_probs=log_probs,
+            model, part, job.store.root / "reference", key, rows_per_batch=stage.micro_batch_rows, log_probs=log_probs,
             label=f"{job.name}: reference", progress=job.progress,
         )  # fmt: skip
-        with_reference = PairRows(pairs, rows.row_tokens, found)
         if check:
-            require_reference(model, with_reference, log_probs=log_probs)
-        return with_reference
+            require_reference(model, replace(part, reference=found), log_probs=log_probs)
+        if part is not rows:
+            all_pairs = np.full((pairs.num_pairs, 2), np.nan)
+            all_pairs[seen] = found
+            found = all_pairs
+        return replace(rows, reference=found)
 
     return make
 

@@ -10,6 +10,7 @@ from math import log
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pico
 import pytest
 import torch
@@ -93,6 +94,17 @@ def test_preference_training_starts_where_its_reference_is(
     assert "held_out_accuracy" in found[0] and found[0]["held_out_loss"] == pytest.approx(first["loss"], abs=1e-5)
     losses = [line["loss"] for line in found if "loss" in line]
     assert sum(losses[-4:]) < 4 * losses[0]
+
+
+def test_the_reference_is_computed_of_the_pairs_that_the_steps_see(tmp_path: Path, base: Path) -> None:
+    """Batches and losses are those of a longer run; only less is computed before it."""
+    long = {**DPO, "steps": 16, "schedule": "constant", "eval_pairs": 3}
+    assert DPO["pairs_per_step"] * 16 > 40  # an epoch and more
+    folders = made(tmp_path, base, whole=long, part={**long, "steps": 2})
+    counts = [len(np.load(file)) for file in (tmp_path / "store" / "reference").glob("*/log_probs.npy")]
+    assert sorted(counts)[:2] == sorted([3, 2 * DPO["pairs_per_step"]]) and len(counts) == 3
+    losses = [[line["loss"] for line in lines(folders[name]) if "loss" in line] for name in ("whole", "part")]
+    assert losses[1] == losses[0][:2]
 
 
 def test_each_step_of_sdpo_starts_from_the_model_before_it_which_is_its_reference(tmp_path: Path, base: Path) -> None:

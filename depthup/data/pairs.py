@@ -72,6 +72,12 @@ class PairRows:
         orders = {int(epoch): _permutation(seed, int(epoch), self.num_rows) for epoch in np.unique(epochs)}
         return np.asarray([orders[epoch][place] for epoch, place in zip(epochs.tolist(), places.tolist(), strict=True)])
 
+    def pairs_of_run(self, num_steps: int, num_pairs: int, seed: int) -> NDArray[np.int64]:
+        """Indices of all pairs that the first ``num_steps`` steps see, ascending."""
+        if num_steps * num_pairs >= self.num_rows:  # a whole epoch
+            return np.arange(self.num_rows)
+        return np.sort(self.pairs_of_step(0, num_steps * num_pairs, seed))
+
     def batch(self, indices: NDArray[np.int64]) -> PairBatch:
         """The pairs with these indices, packed by best fit; their order in the batch is that of the rows."""
         order, row_offsets = self._packed(indices)
