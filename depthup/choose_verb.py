@@ -99,7 +99,7 @@ def _choose(options: argparse.Namespace) -> int:
 
 
 def _shown(choice: Any) -> str:
-    from .choosing.verdict import difference
+    from .choosing.verdict import CONTROLS, control_of, difference
     from .report.tables import render_table
 
     base = choice.zero[0]
@@ -107,16 +107,19 @@ def _shown(choice: Any) -> str:
     headers += [f"after {rung[0].step} steps" for rung in choice.trained]
     if choice.trained:
         headers.append("minus control, last rung")
-    families = {one.name: one.family for one in choice.tried}
+    families = {one.name: one.family for one in choice.tried} | dict.fromkeys(CONTROLS, "the base")
+    before = {one.name: one for one in sorted(choice.zero, key=lambda each: each.loss)}
+    if choice.trained:
+        before = {key: one for name, one in before.items()
+                  for key in (CONTROLS if name == base.name else (name,))}  # fmt: skip
     rows = []
-    for one in sorted(choice.zero, key=lambda each: each.loss):
-        after = [next((m for m in rung if m.name == one.name), None) for rung in choice.trained]
-        cells = [one.name, families.get(one.name, "the base"), f"{one.loss:.3f}"]
-        cells.append("" if one is base else str(difference(one, base)))
+    for name, one in before.items():
+        after = [next((m for m in rung if m.name == name), None) for rung in choice.trained]
+        cells = [name, families[name], f"{one.loss:.3f}", "" if one is base else str(difference(one, base))]
         cells += ["" if m is None else f"{m.loss:.3f}" for m in after]
         if choice.trained:
-            last = after[-1]
-            cells.append("" if last is None or one is base else str(difference(last, choice.trained[-1][0])))
+            last = None if one is base else after[-1]
+            cells.append("" if last is None else str(difference(last, control_of(choice.trained[-1]))))
         rows.append(cells)
     lines = ["", render_table(headers, rows), "", choice.verdict.words, ""]
     if choice.verdict.best is not None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from depthup.choosing.choose import Choice, Request, choose
-from depthup.choosing.verdict import CONTROL
+from depthup.choosing.verdict import CONTROL, CONTROLS
 from depthup.cli import main
 from depthup.errors import CheckpointError, TrainingError
 from depthup.recipe import load_recipe
@@ -105,9 +105,10 @@ def test_a_stopped_choice_goes_on_and_ends_as_if_it_were_not(folder: Path, text:
     (out / "zero.json").write_bytes((tmp_path / "whole" / "zero.json").read_bytes())
     resumed = ask(folder, out, text, target_layers=10)
     assert resumed == whole
-    assert [len(rung) for rung in whole.trained] == [3, 2, 2]
+    assert [len(rung) for rung in whole.trained] == [4, 3, 3]
     assert [rung[0].step for rung in whole.trained] == [1, 2, 4]
-    assert all(rung[0].name == CONTROL for rung in whole.trained)
+    assert all((rung[0].name, rung[1].name) == CONTROLS for rung in whole.trained)
+    assert all(rung[0].rows != rung[1].rows for rung in whole.trained)
     assert not list(out.glob("runs/*/model")) and not list(out.glob("runs/*/state"))
     (out / "choose.json").unlink()
     assert ask(folder, out, text, target_layers=10) == whole

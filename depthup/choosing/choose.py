@@ -3,7 +3,8 @@
 Losses before training say little about those after it, and losses after a few steps much more (Landscape-Aware
 Growing, arXiv:2406.02469). So the best of each family is trained a little, the better half of them longer, and so on
 (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). The base, trained on the same rows for the same
-steps, is in every rung: the control. All is kept in one folder, and a run that was stopped goes on.
+steps, is in every rung, twice: the control, at the candidates' rate and at a third of it; the better one counts. All is
+kept in one folder, and a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..files import locked_file, write_json, write_text
 from .candidates import Candidate, candidates, wanted_depth
 from .facts import NEW_ONLY_RATE, PUBLISHED, Fact, Rate, measured_facts, rate_for
 from .recipe import recipe_text
-from .verdict import CONTROL, Measurement, Verdict, decide, difference
+from .verdict import CONTROLS, Measurement, Verdict, control_of, decide, difference
 
 RESULT, SETTINGS, RECIPE = "choose.json", "settings.json", "recipe.yaml"
 
@@ -111,7 +112,7 @@ class Choice:
         zero = [
             {"name": one.name, "loss": one.loss, "minus_base": asdict(difference(one, control))} for one in self.zero
         ]
-        rungs = [[_row(one, rung[0]) for one in rung] for rung in self.trained]
+        rungs = [[_row(one, control_of(rung)) for one in rung] for rung in self.trained]
         best = self.verdict.best
         return {
             "request": asdict(self.request),
@@ -263,31 +264,33 @@ def _finalists(tried: Sequence[Candidate], zero: Sequence[Measurement], keep: in
 def _climb(
     bench: Any, request: Request, finalists: Sequence[Candidate], tell: Callable[[str], object]
 ) -> tuple[list[list[Measurement]], list[str]]:
-    """Train in rungs, the control in each; after a rung the better half goes on."""
+    """Train in rungs, the controls in each; after a rung the better half of the candidates goes on."""
     from .probes import clear, train_to
 
     rungs: list[list[Measurement]] = []
     every = request.rungs[0]
-    alive: list[Candidate | None] = [None, *finalists]
+    alive: list[Candidate] = list(finalists)
     for place, step in enumerate(request.rungs):
         is_last = place + 1 == len(request.rungs)
-        tell(f"rung {place + 1} of {len(request.rungs)}: {len(alive) - 1} candidates and the control, {step} steps")
+        tell(f"rung {place + 1} of {len(request.rungs)}: {len(alive)} candidates and two controls, {step} steps")
         found = []
-        for candidate in alive:
-            measured = train_to(bench, candidate, step, every=every, keep_state=not is_last)
+        subjects: tuple[Candidate | str, ...] = (*CONTROLS, *alive)
+        for subject in subjects:
+            measured = train_to(bench, subject, step, every=every, keep_state=not is_last)
             if measured is None:
                 told = f"rung {place + 1} ({step} steps) was not finished: --minutes are over; the same command goes on"
                 return rungs, [told]
             found.append(measured)
         rungs.append(found)
-        others = found[1:]
+        others = found[len(CONTROLS) :]
         ordered = sorted(range(len(others)), key=lambda i: others[i].loss)
         going_on = set() if is_last else set(ordered[: -(-len(others) // 2)])
-        for i, candidate in enumerate(alive[1:]):
-            if i not in going_on and candidate is not None:
+        for i, candidate in enumerate(alive):
+            if i not in going_on:
                 clear(bench, candidate.name)
-        alive = [None, *(alive[1 + i] for i in sorted(going_on))]
-    clear(bench, CONTROL)
+        alive = [alive[i] for i in sorted(going_on)]
+    for control in CONTROLS:
+        clear(bench, control)
     return rungs, []
 
 

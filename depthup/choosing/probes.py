@@ -30,7 +30,7 @@ from ..training.schedule import Schedule
 from ..training.settings import TrainSettings
 from .candidates import Candidate
 from .text import Text
-from .verdict import CONTROL, Measurement
+from .verdict import CONTROL, GENTLE, Measurement
 
 _ZERO = "zero.json"
 
@@ -137,26 +137,24 @@ def _is_virtual(plan: LayerPlan) -> bool:
 # -- short training ---------------------------------------------------------------------------------------------------
 
 
-def train_to(
-    bench: Bench, candidate: Candidate | None, step: int, *, every: int, keep_state: bool
-) -> Measurement | None:
-    """Train a candidate, or the base (None), up to ``step`` and measure it; None where time does not allow it.
+def train_to(bench: Bench, subject: Candidate | str, step: int, *, every: int, keep_state: bool) -> Measurement | None:
+    """Train a candidate, or the base as a control, up to ``step`` and measure it; None where time does not allow it.
 
     A run goes on from the step that it was stopped at; one that was measured there before is only read.
 
     Args:
         bench: What all share.
-        candidate: What is trained.
+        subject: What is trained: a candidate, or one of :data:`CONTROLS`.
         step: Optimiser steps in all.
         every: Steps between measurements.
         keep_state: Whether the run may go on later.
     """
-    name = CONTROL if candidate is None else candidate.name
+    name = subject if isinstance(subject, str) else subject.name
     run = bench.folder / "runs" / name
     done = measured_steps(run)
     if step in done:
         return Measurement(name, step, done[step])
-    num_layers = _num_layers(bench, candidate)
+    num_layers = _num_layers(bench, subject)
     left = step - max(done, default=0)
     if bench.seconds_per_layer_step and bench.is_late(max(bench.seconds_per_layer_step) * num_layers * left):
         return None
@@ -164,31 +162,31 @@ def train_to(
         return None
     run.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    _train(bench, candidate, run, step, every, keep_state)
+    _train(bench, subject, run, step, every, keep_state)
     bench.seconds_per_layer_step.append((time.monotonic() - started) / (num_layers * max(left, 1)))
     return Measurement(name, step, measured_steps(run)[step])
 
 
-def _num_layers(bench: Bench, candidate: Candidate | None) -> int:
-    if candidate is not None:
-        return candidate.plan.num_target_layers
+def _num_layers(bench: Bench, subject: Candidate | str) -> int:
+    if isinstance(subject, Candidate):
+        return subject.plan.num_target_layers
     return find_stack(bench.base.tensors, bench.base.config).num_layers
 
 
-def _train(bench: Bench, candidate: Candidate | None, run: Path, step: int, every: int, keep_state: bool) -> None:
-    source = bench.base.folder
-    if candidate is not None:
+def _train(bench: Bench, subject: Candidate | str, run: Path, step: int, every: int, keep_state: bool) -> None:
+    source, chosen = bench.base.folder, bench.settings
+    if isinstance(subject, Candidate):
         source = run / "model"
         if not source.exists():
-            publish_surgery(plan_surgery(bench.base, candidate.plan), source)
+            publish_surgery(plan_surgery(bench.base, subject.plan), source)
     model = load_model(source, bench.device)
     require_document_mask(model)
     choose_attention(model)
     groups, rates = None, {}
-    if candidate is not None and candidate.trains_new_only:
+    if isinstance(subject, Candidate) and subject.trains_new_only:
         groups = read_freeze_map(source).groups(name for name, _ in model.named_parameters())
         rates = {"original": GroupRate(0.0), "outside": GroupRate(0.0)}
-    chosen, head = bench.settings, choose_head(model)
+    head = choose_head(model)
 
     def evaluate(trained: Any) -> Mapping[str, Any]:
         rows = _row_losses(trained, bench.text, head)
@@ -196,12 +194,13 @@ def _train(bench: Bench, candidate: Candidate | None, run: Path, step: int, ever
 
     settings = TrainSettings(
         Schedule("constant", step, min(chosen.warmup_steps, step - 1)),
-        learning_rate=chosen.learning_rate, rows_per_step=chosen.rows_per_step, seed=chosen.seed, rates=rates,
+        learning_rate=chosen.learning_rate / (3 if subject == GENTLE else 1),
+        rows_per_step=chosen.rows_per_step, seed=chosen.seed, rates=rates,
         micro_batch_rows=min(chosen.rows_per_step, 4), eval_every=every, checkpoint_every=step if keep_state else 0,
         precision="mixed" if bench.device.startswith("cuda") else "float32",
     )  # fmt: skip
     train(model, bench.text.training, CausalLM(head), settings, run, groups=groups, evaluate=evaluate,
-          label=CONTROL if candidate is None else candidate.name, progress=bench.progress)  # fmt: skip
+          label=run.name, progress=bench.progress)  # fmt: skip
 
 
 def _row_losses(model: Any, text: Text, head: Any) -> list[float]:

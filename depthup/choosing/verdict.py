@@ -13,7 +13,10 @@ from .candidates import Candidate
 from .facts import MEASURED_TOKENS, PUBLISHED_TOKENS
 
 Decision = Literal["grow", "continue-base", "do-not-grow"]
-CONTROL = "control"
+# The base trained on, at the rate of the candidates and at a third of it: a finished model is first disturbed by a high
+# rate, and a method that trains fewer weights would win by that alone (docs/findings.md 3).
+CONTROL, GENTLE = "control", "control-gentle"
+CONTROLS = (CONTROL, GENTLE)
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Measurement:
     """Losses of one model on the same held-out rows as all others.
 
     Attributes:
-        name: Of a candidate, or :data:`CONTROL`.
+        name: Of a candidate, or one of :data:`CONTROLS`.
         step: Optimiser steps before it.
         rows: Mean loss of each row, nats per token.
     """
@@ -74,6 +77,11 @@ def difference(one: Measurement, other: Measurement, *, comparisons: int = 1, co
     return Difference(mean, mean - half, mean + half)
 
 
+def control_of(rung: Sequence[Measurement]) -> Measurement:
+    """The better of a rung's controls."""
+    return min((one for one in rung if one.name in CONTROLS), key=lambda one: one.loss)
+
+
 def decide(
     tried: Sequence[Candidate], zero: Sequence[Measurement], rungs: Sequence[Sequence[Measurement]], *,
     budget_tokens: float, tokens_per_step: int,
@@ -91,18 +99,18 @@ def decide(
     by_name = {one.name: one for one in tried}
     trained = rungs[-1] if rungs else ()
     unknown = _unknown(trained, budget_tokens, tokens_per_step)
-    if budget_tokens == 0 or len(trained) < 2:
+    if budget_tokens == 0 or not trained:
         return _untrained(by_name, zero, budget_tokens, unknown)
-    control = next(one for one in trained if one.name == CONTROL)
-    best = min((one for one in trained if one is not control), key=lambda one: one.loss)
-    comparisons = len(rungs[0]) - 1  # the best was looked for among as many
+    control = control_of(trained)
+    best = min((one for one in trained if one.name not in CONTROLS), key=lambda one: one.loss)
+    comparisons = sum(one.name not in CONTROLS for one in rungs[0])  # the best was looked for among as many
     gap = difference(best, control, comparisons=comparisons)
     before = _earlier_gap(rungs, best.name)
     fades = control.step * tokens_per_step < budget_tokens and before is not None and gap.mean > before
     seen = f"{compact(control.step * tokens_per_step)} tokens"
     measured = (
-        f"After {control.step} steps ({seen}) of the same text, the base continued has a held-out loss of"
-        f" {control.loss:.3f}, and the best of {comparisons} ways to grow, {best.name}, {best.loss:.3f}: a"
+        f"After {control.step} steps ({seen}) of the same text, the base continued{_gently(control)} has a held-out"
+        f" loss of {control.loss:.3f}, and the best of {comparisons} ways to grow, {best.name}, {best.loss:.3f}: a"
         f" difference of {gap}"
     )
     if gap.high < 0 and not fades:
@@ -130,13 +138,13 @@ def _earlier_gap(rungs: Sequence[Sequence[Measurement]], name: str) -> float | N
     if len(rungs) < 2:
         return None
     losses = {one.name: one.loss for one in rungs[-2]}
-    return losses[name] - losses[CONTROL]
+    return losses[name] - control_of(rungs[-2]).loss
 
 
 def _best_stack(by_name: Mapping[str, Candidate], rounds: Sequence[Sequence[Measurement]]) -> Measurement | None:
     """The best stack in the last round that has one; None where none was measured."""
     for measured in reversed(rounds):
-        stacks = [one for one in measured if one.name != CONTROL and by_name[one.name].family == "stack"]
+        stacks = [one for one in measured if one.name not in CONTROLS and by_name[one.name].family == "stack"]
         if stacks:
             return min(stacks, key=lambda one: one.loss)
     return None
@@ -152,6 +160,10 @@ def _why(budget_tokens: float) -> str:
         f"No control at {compact(budget_tokens)} tokens is known to us; whether growth passes it there is not known,"
         " and `depthup fit` tells from runs of yours."
     )
+
+
+def _gently(control: Measurement) -> str:
+    return " at a third of the rate" if control.name == GENTLE else ""
 
 
 def _must(decision: Decision, name: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from depthup.choosing.candidates import candidates
 from depthup.choosing.facts import measured_facts, rate_for
-from depthup.choosing.verdict import CONTROL, Measurement, Verdict, decide, difference
+from depthup.choosing.verdict import CONTROL, GENTLE, Measurement, Verdict, decide, difference
 
 TRIED = candidates(8, 12)
 ROWS = np.random.default_rng(0).normal(3.0, 0.4, 16)  # rows differ far more than models do
@@ -50,6 +52,17 @@ def test_where_the_control_is_ahead_the_base_is_continued() -> None:
 def test_where_nobody_is_ahead_the_cheaper_is_recommended() -> None:
     found = verdict([rung(8, solar=0.3, identity=0.0), rung(16, solar=0.1, identity=0.0)])
     assert found.decision == "continue-base" and "cannot be told apart" in found.words
+
+
+def test_a_lead_that_the_control_has_at_a_gentler_rate_too_is_none() -> None:
+    """New layers alone disturb the base less, and so does a third of the rate."""
+    rungs = [rung(8, identity=-0.06, spread=0.2), rung(16, identity=-0.08)]
+    assert verdict(rungs).decision == "grow"
+    gentle = [[*found, replace(measured(GENTLE, shift, found[0].step), rows=tuple(ROWS + shift))]
+              for found, shift in zip(rungs, (-0.05, -0.09), strict=True)]  # fmt: skip
+    found = verdict(gentle)
+    assert found.decision == "continue-base" and "the base continued at a third of the rate" in found.words
+    assert "2 ways to grow" in found.words
 
 
 def test_growth_that_is_ahead_and_stays_ahead_is_recommended() -> None:
