@@ -30,7 +30,7 @@ exit status: 0 nothing found, 1 some rows were flagged
     parser.add_argument(
         "--against", default="h6", metavar="NAMES",
         help="test sets, with commas between: h6 (default: arc, hellaswag, mmlu, truthfulqa, winogrande, gsm8k),"
-        " arc-easy, math, or files of the data folder with a question in each row",
+        " arc-easy, math, drop (by the names of its tasks), or files of the data folder with a question in each row",
     )  # fmt: skip
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="where the test sets lie (data)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to make; it must not exist")

@@ -44,9 +44,9 @@ show it: the gains of the mean by math data on top of OpenOrca, by leaving OpenO
 by merging the candidates over candidate 2; OpenOrca's loss on ARC; the gain of DPO v3 on GSM8K.
 
 **What is noise.** {noise} would not be clear even if items correlated by 0.9: that math pairs help DPO (on the mean
-and on GSM8K), that a merge beats its better parent (twice), that Instruct beats Qwen 72B, that candidate 1 has the
-better mean, that candidate 2 is stronger on TruthfulQA. Preferring DPO v2 to v1, or a merge to its better parent, has
-no support in these scores.
+and on GSM8K), that a merge beats its better candidate (twice), that Instruct beats Qwen 72B, that candidate 1 has the
+better mean, that candidate 2 is stronger on TruthfulQA. Preferring DPO v2 to v1, or a merge to its better candidate,
+has no support in these scores.
 
 **What was claimed to make little difference** ({none} claims: OpenOrca on the mean, merging DPO v1 and v2, the SFT
 start of DPO, weights and method of the merge, the base against Qwen 14B) is not contradicted; but a difference of up
