@@ -35,8 +35,8 @@ from depthup.contamination.scanner import Scanner
 from depthup.contamination.text import words_of
 
 EXAMPLES = """examples:
-  python benchmarks/contamination.py --data-dir ../shared/data --documents 3000 --planted 100      a first look
-  python benchmarks/contamination.py --data-dir ../shared/data --peer-python datatrove-venv/bin/python \\
+  python benchmarks/contamination.py --data-dir data --documents 3000 --planted 100                a first look
+  python benchmarks/contamination.py --data-dir data --peer-python datatrove-venv/bin/python \\
       --json docs/results/contamination.json                                                      the published figures
 A peer runs with --peer-python (datatrove 0.10 with spaCy) and --lm-eval-python, by default this one; where it is not
 installed it is left out.

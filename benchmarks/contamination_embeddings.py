@@ -26,7 +26,7 @@ from depthup.contamination.benchmarks import load_items
 from depthup.contamination.embeddings import Encoder, identity_of, long_enough, share_of_numbers, windows
 
 EXAMPLES = """example:
-  python benchmarks/contamination_embeddings.py all-MiniLM-L6-v2 --data-dir ../shared/data --items 300
+  python benchmarks/contamination_embeddings.py all-MiniLM-L6-v2 --data-dir data --items 300
 """
 COSINES, SHARES = (0.75, 0.8, 0.85, 0.9), (0.0, 0.5, 0.6, 0.75, 1.0)
 

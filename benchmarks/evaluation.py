@@ -27,7 +27,7 @@ sys.path.insert(0, str(REPOSITORY))
 from prompts import ours, stock
 
 EXAMPLES = """examples:
-  python benchmarks/evaluation.py smollm2 --data-dir ../shared/data --limit 4 --json docs/results/evaluation.json
+  python benchmarks/evaluation.py smollm2 --data-dir data --limit 4 --json docs/results/evaluation.json
   python benchmarks/evaluation.py smollm2 --data-dir data --device cuda --limit 200 --batch-sizes 8 32
 """
 MMLU_SUBJECT = "anatomy"  # its items share their examples, as those of every subject do

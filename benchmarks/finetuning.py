@@ -30,8 +30,8 @@ from training import SHAPES, TOOLS
 sys.path.insert(0, str(REPOSITORY))
 
 EXAMPLES = """examples:
-  python benchmarks/finetuning.py shared/data --json docs/results/finetuning-cpu.json                   CPU, minutes
-  python benchmarks/finetuning.py shared/data --shape smol44 --steps 12 --json docs/results/finetuning.json   one H100
+  python benchmarks/finetuning.py data --json docs/results/finetuning-cpu.json                   CPU, minutes
+  python benchmarks/finetuning.py data --shape smol44 --steps 12 --json docs/results/finetuning.json   one H100
 """
 TASKS = ("sft", "dpo")
 FILES = {"sft": ("instruct/alpaca_en_demo.json", "instruct/instruction-data.json"), "dpo": ("preference",)}
@@ -361,7 +361,7 @@ def main() -> int:
     if options.json:
         versions = {name: version(name) for name in ("torch", "transformers", "trl", "depthup")}
         versions["python"] = platform.python_version()
-        command = "python benchmarks/finetuning.py " + " ".join(sys.argv[1:]).replace(str(options.data), "shared/data")
+        command = "python benchmarks/finetuning.py " + " ".join(sys.argv[1:]).replace(str(options.data), "data")
         text = {"benchmark": "finetuning", "command": command, "machine": machine(Path(".")), "versions": versions,
                 "shape": options.shape, "runs": runs, "ratios": ratios}  # fmt: skip
         options.json.write_text(json.dumps(text, indent=1) + "\n")

@@ -29,7 +29,7 @@ from depthup.models import load_model, load_tokenizer
 STOP = ["Question:", "</s>", "<|im_end|>"]
 
 EXAMPLES = """examples:
-  depthup import ... smollm2 && python benchmarks/generation.py smollm2 --data ../shared/data/gsm8k --questions 8
+  depthup import ... smollm2 && python benchmarks/generation.py smollm2 --data data/gsm8k --questions 8
 """
 
 

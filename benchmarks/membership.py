@@ -31,7 +31,7 @@ from depthup.training.schedule import Schedule
 from depthup.training.settings import TrainSettings
 
 EXAMPLES = """example:
-  python benchmarks/membership.py smollm2 --items shared/data/gsm8k/test.jsonl --reference smollm2 --reference shallower
+  python benchmarks/membership.py smollm2 --items data/gsm8k/test.jsonl --reference smollm2 --reference shallower
 """
 
 

@@ -31,7 +31,7 @@ from depthup.data.sources import Files
 from depthup.models import load_tokenizer
 
 EXAMPLES = """example:
-  python benchmarks/preferences.py shared/data/preference CHECKPOINT --width 256
+  python benchmarks/preferences.py data/preference CHECKPOINT --width 256
 """
 
 

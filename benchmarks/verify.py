@@ -27,7 +27,7 @@ from depthup.synthesis.answers import extract_answer
 from depthup.synthesis.verify import Verifier, quick_verdict
 
 EXAMPLES = """example:
-  python benchmarks/verify.py shared/data/math/test.jsonl.gz
+  python benchmarks/verify.py data/math/test.jsonl.gz
 """
 
 
