@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from .cli import make_parser
 from .data_settings import DATA_KINDS
@@ -54,12 +55,12 @@ def recipe_page() -> str:
         "## Data\n",
     ]
     for kind, model in DATA_KINDS.items():
-        parts += [f"### source: {kind}\n", f"{model.__doc__}\n", _table(model, {"source"})]
+        parts += [f"### source: {kind}\n", f"{inspect.getdoc(model)}\n", _table(model, {"source"})]
     parts.append("## Stages\n")
     for kind, stage in STAGE_KINDS.items():
-        parts += [f"### kind: {kind}\n", f"{stage.__doc__}\n", _table(stage, {"kind"})]
+        parts += [f"### kind: {kind}\n", f"{inspect.getdoc(stage)}\n", _table(stage, {"kind"})]
     for name, nested in _NESTED.items():
-        parts += [f"### {name}\n", f"{nested.__doc__}\n", _table(nested, set())]
+        parts += [f"### {name}\n", f"{inspect.getdoc(nested)}\n", _table(nested, set())]
     return "\n".join(parts)
 
 
@@ -126,14 +127,16 @@ def _table(model: Any, left_out: set[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return "unset" if value is None else list(value) if isinstance(value, tuple) else value
+    return "unset" if value is None else '""' if value == "" else list(value) if isinstance(value, tuple) else value
 
 
 def _type(annotation: Any) -> str:
-    names = {str: "text", int: "integer", float: "number", bool: "true / false", type(None): ""}
+    names = {str: "text", int: "integer", float: "number", bool: "true / false", Any: "any value", type(None): ""}
     if annotation in names:
         return names[annotation]
     arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        return _type(arguments[0])
     if arguments and all(isinstance(argument, str) for argument in arguments):
         return ", ".join(f"`{argument}`" for argument in arguments)
     for name, nested in _NESTED.items():
@@ -142,7 +145,7 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is dict:
         return f"{_type(arguments[0])} -> {_type(arguments[1])}"
     inner = [_type(argument) for argument in arguments if argument not in (type(None), Ellipsis)]
-    return f"list of {inner[0]}" if "tuple" in str(annotation) else " or ".join(inner)
+    return f"list of {inner[0]}" if get_origin(annotation) is tuple else " or ".join(inner)
 
 
 def main() -> int:
