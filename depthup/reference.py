@@ -45,12 +45,14 @@ def recipe_page() -> str:
     parts = [
         _NOTE,
         "# Recipe\n",
-        "A recipe is one YAML file: `name`, `seed`, `data` (by name) and `stages` (by name, in the order in which they"
-        " run). A setting that names a stage may also name a checkpoint folder, or a model on the hub as `owner/name`."
-        " Settings marked *circumstance* change speed or memory, not the result: changing one rebuilds nothing.\n",
-        "`extends: other.yaml` (beside the file; a folder means its `recipe.yaml`) takes another recipe and changes it:"
-        " keys are merged at every depth, `null` takes one away, lists and values are replaced, and so is a stage"
-        " of another `kind` or data of another `source`. Stages keep the other's order; new ones come after.\n",
+        "A recipe is one YAML file: `name`, `seed`, `data` (by name) and `stages` (by name, in the order in which\n"
+        "they run). A setting that names a stage may also name a checkpoint folder, or a model on the hub as\n"
+        "`owner/name`. Settings marked *circumstance* change speed or memory, not the result: changing one\n"
+        "rebuilds nothing.\n",
+        "`extends: other.yaml` (beside the file; a folder means its `recipe.yaml`) takes another recipe and\n"
+        "changes it: keys are merged at every depth, `null` takes one away, lists and values are replaced, and so\n"
+        "is a stage of another `kind` or data of another `source`. Stages keep the other's order; new ones come\n"
+        "after.\n",
         "```yaml\n" + Path("recipes/pico/recipe.yaml").read_text(encoding="utf-8") + "```\n",
         "## Data\n",
     ]
