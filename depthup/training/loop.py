@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import signal
@@ -110,8 +111,14 @@ def train(
         loop.go(stop, ahead)
     if end is not None:
         end(model, optimizer)
-    take_masters(model, optimizer)
+    _hand_back(model, optimizer, world)
     return _result(run, metrics)
+
+
+def _hand_back(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
+    take_masters(model, optimizer)
+    if world.device.type == "cuda":
+        gc.collect()  # torch's gathering of states leaves circles that would hold the model in the GPU's memory
 
 
 def _result(run: _Run, metrics: MetricsFile) -> TrainResult:
