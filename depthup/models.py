@@ -204,6 +204,8 @@ def resolve_device(wanted: str) -> str:
     """
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and torch.cuda.is_available():
+        return wanted  # not tried: of several ranks each would take memory of the first GPU
     try:
         torch.zeros(1, device=wanted)
     except (RuntimeError, AssertionError) as error:

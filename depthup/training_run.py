@@ -179,12 +179,14 @@ def _yardstick(job: Job) -> dict[str, Any]:
 
 
 def _samples(job: Job, model: Any, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[dict[str, str]]:
+    import torch
     from tqdm import tqdm
 
     from .generation.backend import Sampling
     from .generation.local import LocalBackend
 
-    texts = LocalBackend(model, tokenizer).generate(prompts, Sampling(48))
+    with torch.compiler.set_stance("force_eager"):  # compiled layers would be compiled for each length of the cache
+        texts = LocalBackend(model, tokenizer).generate(prompts, Sampling(48))
     for prompt, text in zip(prompts, texts, strict=True):
         if job.progress:
             tqdm.write(f"{job.name}: {prompt!r} -> {text!r}")

@@ -24,7 +24,29 @@ from .tree_attention import Keys, Pass, make_layout
 
 _FULL_TOKENS = 256  # of a pass from which on a processor's linear layers go no faster
 _SOFTMAX_ELEMENTS = 1 << 26  # of logits that are normalised at once
-Launched = tuple[NDArray[np.int64], Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Launched:
+    """What a pass finds, on its way to the host.
+
+    Attributes:
+        paths: int64 [M], the path of each scored token.
+        found: Its log-probability, float32 [M], on the host.
+        likeliest: Whether it was the likeliest, bool [M], on the host.
+        arrived: Tells that both are there; None where they are from the start.
+    """
+
+    paths: NDArray[np.int64]
+    found: Tensor
+    likeliest: Tensor
+    arrived: torch.cuda.Event | None = None
+
+    def read(self) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Wait for the numbers, and for nothing that was launched after them."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.found.numpy(), self.likeliest.numpy()
 
 
 @dataclass(frozen=True)
@@ -120,10 +142,10 @@ class Runner:
         return self._score(logits, picks, select=not self._keeps)
 
     def _score(self, logits: Tensor, picks: Picks, select: bool) -> Launched:
-        """Log-probabilities float32 [M] and whether each was the likeliest, bool [M]; logits are [rows, vocabulary]."""
+        """What is told of the scored tokens; logits are [rows, vocabulary]."""
         if not len(picks.paths):
-            nothing = torch.empty(0, device=self.device)
-            return picks.paths, nothing, nothing.bool()
+            nothing = torch.empty(0)
+            return Launched(picks.paths, nothing, nothing.bool())
         order = np.argsort(picks.row_of, kind="stable")
         row_of, targets = picks.row_of[order], picks.targets[order]
         rows = picks.rows if select else np.arange(len(picks.rows))
@@ -135,7 +157,17 @@ class Runner:
             wanted, token = self.put(row_of[first:last] - begin), self.put(targets[first:last])
             found.append(wide.log_softmax(dim=-1)[wanted, token])
             likeliest.append(wide.argmax(dim=-1)[wanted] == token)
-        return picks.paths[order], torch.cat(found), torch.cat(likeliest)
+        return self._sent(picks.paths[order], torch.cat(found), torch.cat(likeliest))
+
+    def _sent(self, paths: NDArray[np.int64], *parts: Tensor) -> Launched:
+        """Copied now, and not when they are read: then they would come behind the whole next pass."""
+        if self.device.type != "cuda":
+            found, likeliest = (part.cpu() for part in parts)
+            return Launched(paths, found, likeliest)
+        found, likeliest = (
+            torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True) for part in parts
+        )
+        return Launched(paths, found, likeliest, torch.cuda.current_stream(self.device).record_event())
 
 
 def num_scored(sequences: Sequences, paths: Sequence[Path], tree: Tree) -> int:

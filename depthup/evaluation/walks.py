@@ -51,9 +51,9 @@ class Tally:
         self._read(before)
 
     def _read(self, launched: Launched | None) -> None:
-        if launched is None or not len(launched[0]):
+        if launched is None or not len(launched.paths):
             return
-        owners, found, likeliest = launched[0], launched[1].cpu().numpy(), launched[2].cpu().numpy()
+        owners, (found, likeliest) = launched.paths, launched.read()
         np.add.at(self._sums, owners, found.astype(np.float64))
         np.logical_and.at(self._likeliest, owners, likeliest)
         np.subtract.at(self._left, owners, 1)

@@ -144,6 +144,7 @@ def _in_batches(model: Model, tokenizer: Tokenizer, waiting: deque[Row], batch_t
                     next_step="load the model in bfloat16, or ask for fewer new tokens",
                 ) from error
             batch_tokens, waiting = batch.num_tokens // 2, batch.unfinished()
+        del batch  # and its cache, before its memory is given back
         torch.cuda.empty_cache()
 
 
@@ -364,7 +365,8 @@ def _fitting(model: Model, bytes_per_token: int) -> int:
         text = model.config.get_text_config()
         bytes_per_token = 2 * text.num_hidden_layers * text.hidden_size * model.dtype.itemsize
     if model.device.type == "cuda":
-        num_bytes = torch.cuda.mem_get_info(model.device)[0] // 2
+        kept = torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)  # free within torch
+        num_bytes = (torch.cuda.mem_get_info(model.device)[0] + kept) // 2
     else:
         num_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
     return num_bytes // bytes_per_token

@@ -45,8 +45,8 @@ def residual_stream(tower: Tower, rows: Tensor, plan: LayerPlan | None = None) -
         rows: Token ids [rows, tokens].
         plan: Run this target of the model instead of the model.
     """
-    chunks = [record(tower, chunk, plan).states for chunk in chunked(tower, rows)]
-    return torch.stack([torch.cat(states).flatten(0, -2).float().cpu() for states in zip(*chunks, strict=True)])
+    chunks = [[state.cpu() for state in record(tower, chunk, plan).states] for chunk in chunked(tower, rows)]
+    return torch.stack([torch.cat(states).flatten(0, -2).float() for states in zip(*chunks, strict=True)])
 
 
 def cosines(stream: Tensor) -> Tensor:

@@ -61,6 +61,12 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
+def put(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array on a device; to a GPU from pinned memory, so that the host need not wait for what it computes."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def register() -> None:
     """Make the function known to transformers, as ``attn_implementation`` :data:`NAME` and :data:`PROVING`."""
     functions, masks = attention_interfaces()
@@ -81,7 +87,7 @@ def borders_of(model: nn.Module, position_ids: NDArray[np.int64], device: torch.
     if name not in (NAME, PROVING):
         return {}
     borders, longest = document_borders(position_ids)
-    ends = torch.from_numpy(borders).to(device, non_blocking=True)
+    ends = put(borders, device)
     found = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
     note = torch.empty((0, 1, 1, 1), dtype=torch.bool, device=device)
     return found | ({"attention_mask": note} if name == NAME else {})

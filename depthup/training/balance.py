@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..data.packing import IGNORED, Batch
 from ..errors import TrainingError
+from . import attention
 from .heads import model_inputs
 
 
@@ -41,9 +42,9 @@ class Balance:
                 the batch has, where columns behind the last target were not computed.
             batch: The rows. What lies behind a row's last target is not counted, padding above all.
         """
-        each = row_losses(router_logits, torch.from_numpy(_counted(batch)).to(router_logits[0].device), self.top_k)
-        targets = torch.from_numpy((batch.labels != IGNORED).sum(axis=1)).to(each, non_blocking=True)
-        return (each * targets).sum()
+        device = router_logits[0].device
+        each = row_losses(router_logits, attention.put(_counted(batch), device), self.top_k)
+        return (each * attention.put((batch.labels != IGNORED).sum(axis=1), device)).sum()
 
 
 def row_losses(router_logits: Sequence[Tensor], counted: Tensor, top_k: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..data.packing import IGNORED, Batch, PairBatch
 from ..errors import TrainingError, nearest
+from . import attention
 from .heads import FULL, Head
 from .objectives import Measured, Objective
 
@@ -171,7 +172,7 @@ class PreferenceObjective:
             raise TrainingError("a preference loss was given a batch without pairs", allowed="rows of preference pairs")
         settings, variant = self.settings, VARIANTS[self.settings.variant]
         sums = answer_logps(self.head, model, batch)
-        lengths = torch.from_numpy(answer_lengths(batch)).to(sums.device)
+        lengths = attention.put(answer_lengths(batch), sums.device)
         scores, figures = sums, {}
         if variant.uses_reference:
             if batch.reference is None:
@@ -179,7 +180,7 @@ class PreferenceObjective:
                     f"variant {settings.variant} needs the reference's log-probabilities, and the batch has none",
                     next_step="compute them before training, or take simpo, which has no reference",
                 )
-            scores = sums - torch.from_numpy(batch.reference).to(sums)
+            scores = sums - attention.put(batch.reference, sums.device)
             figures = _divergence(scores.detach() / lengths)
         if variant.averages:
             scores = scores / lengths
@@ -196,7 +197,7 @@ def answer_logps(head: Head, model: nn.Module, batch: PairBatch) -> Tensor:
     Without gradient and before the first update, these are the reference's: one model in memory is enough.
     """
     logps = head.token_logps(model, batch)
-    answers = torch.from_numpy(batch.sequences[batch.labels != IGNORED]).to(logps.device)
+    answers = attention.put(batch.sequences[batch.labels != IGNORED], logps.device)
     sums = torch.zeros(2 * batch.num_units, dtype=torch.float64, device=logps.device)
     return sums.index_add(0, answers, logps.double()).view(-1, 2)
 

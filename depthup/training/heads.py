@@ -58,7 +58,7 @@ class Head:
         positions, labels = _targets(model, batch)
         if self.backend == "full":
             logits = _run(model, batch, routers).logits.flatten(0, 1)
-            every = _moved(batch.labels.ravel(), logits.device)
+            every = attention.put(batch.labels.ravel(), logits.device)
             found = F.cross_entropy(_wide(logits), every, ignore_index=IGNORED, reduction="none")
             return found.sum(), found.detach().index_select(0, positions)
         each = torch.empty(len(labels), device=labels.device) if kernels.BACKENDS[self.backend].tells_each else None
@@ -196,8 +196,8 @@ def model_inputs(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """
     device = next(model.parameters()).device
     return {
-        "input_ids": _moved(batch.input_ids, device),
-        "position_ids": _moved(batch.position_ids, device),
+        "input_ids": attention.put(batch.input_ids, device),
+        "position_ids": attention.put(batch.position_ids, device),
         "use_cache": False,
         **attention.borders_of(model, batch.position_ids, device),
     }
@@ -223,11 +223,7 @@ def _targets(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Places of the targets in the batch laid flat, and the targets. Found on the host: no device is waited for."""
     device, flat = next(model.parameters()).device, batch.labels.ravel()
     positions = np.flatnonzero(flat != IGNORED)
-    return _moved(positions, device), _moved(flat[positions], device)
-
-
-def _moved(array: Any, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+    return attention.put(positions, device), attention.put(flat[positions], device)
 
 
 def _wide(logits: Tensor) -> Tensor:

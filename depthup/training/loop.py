@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import signal
@@ -25,7 +26,7 @@ from .checkpointing import States
 from .guard import Guard
 from .metrics import Logger, MetricsFile, read_metrics
 from .objectives import Objective, choose_attention
-from .optimizers import make_optimizer, take_masters
+from .optimizers import make_optimizer, narrow, take_masters
 from .parallel import World, alone, lay_out
 from .settings import TrainResult, TrainSettings
 from .step import train_step
@@ -110,8 +111,14 @@ def train(
         loop.go(stop, ahead)
     if end is not None:
         end(model, optimizer)
-    take_masters(model, optimizer)
+    _hand_back(model, optimizer, world)
     return _result(run, metrics)
+
+
+def _hand_back(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> None:
+    take_masters(model, optimizer)
+    if world.device.type == "cuda":
+        gc.collect()  # torch's gathering of states leaves circles that would hold the model in the GPU's memory
 
 
 def _result(run: _Run, metrics: MetricsFile) -> TrainResult:
@@ -124,6 +131,8 @@ def _prepared(
 ) -> torch.optim.Optimizer:
     """Lay the model out over the ranks, in the type that is trained; its optimizer."""
     mixed = settings.precision == "mixed"
+    if world.mesh is not None and settings.precision == "bfloat16":
+        narrow(model)
     lay_out(model, world, mixed=mixed, recompute=settings.recompute, compile=settings.compile)
     optimizer = make_optimizer(
         model,
@@ -134,16 +143,19 @@ def _prepared(
         rates=settings.rates,
     )
     if attention.implementation(model) == attention.NAME:
-        choose_attention(model, narrow=settings.precision != "float32")  # now that weights have their type
+        chosen = choose_attention(model, narrow=settings.precision != "float32")  # now that weights have their type
+        if chosen != attention.NAME and world.is_first:
+            tqdm.write(f"attention within documents differs here in {settings.precision}: dense masks are used, slower")
     return optimizer
 
 
 @dataclass
 class _Launched:
-    """A step whose figures are still on the device."""
+    """A step whose figures are still on the device, or on their way from it until ``arrived``."""
 
     step: int
     values: Tensor
+    arrived: torch.cuda.Event | None
     names: list[str]
     learning_rate: float
     num_tokens: int
@@ -184,8 +196,8 @@ class _Loop:
             is_last = run.step == num_steps
             measuring = is_last or _is_due(run.step, settings.eval_every)
             due = _is_due(run.step, settings.checkpoint_every) or (is_last and settings.checkpoint_every > 0)
-            late = self.world.device.type == "cuda" and not (measuring or due)
             requested = self._read(pending) if pending else 0
+            late = _reads_late(self.world.device) and not (measuring or due or requested)
             if not late:
                 requested = self._read(launched) or requested
             pending = launched if late else None
@@ -211,18 +223,20 @@ class _Loop:
         run, world = self.run, self.world
         values = train_step(self.model, self.optimizer, self.objective, batch, self.settings, run.step,
                             world=world, guard=self.guard)  # fmt: skip
-        request = torch.tensor(float(stop()), device=world.device)
+        request = torch.full((), float(stop()), device=world.device)  # a copy from the host would wait for the device
         if world.mesh is not None:  # the largest of the ranks' signals: all stop in the same step
             torch.distributed.all_reduce(request, torch.distributed.ReduceOp.MAX)
         values["stop"] = request
         rate = self.settings.learning_rate * self.settings.schedule.factor(run.step)
         run.step, run.tokens_seen = run.step + 1, run.tokens_seen + batch.num_targets
         names = sorted(values)
-        stacked = torch.stack([values[name].float() for name in names])
-        return _Launched(run.step, stacked, names, rate, batch.num_targets, run.tokens_seen)
+        sent, arrived = _sent(torch.stack([values[name].float() for name in names]))
+        return _Launched(run.step, sent, arrived, names, rate, batch.num_targets, run.tokens_seen)
 
     def _read(self, launched: _Launched) -> int:
         """Wait for a step's figures and write them; returns the signal that asks to stop, or 0."""
+        if launched.arrived is not None:
+            launched.arrived.synchronize()
         values = dict(zip(launched.names, launched.values.tolist(), strict=True))
         now = time.perf_counter()
         per_second, self.read_at = launched.num_tokens / max(now - self.read_at, 1e-9), now
@@ -279,6 +293,22 @@ class _Loop:
     def _tell(self, text: str) -> None:
         if self.world.is_first:
             tqdm.write(text)
+
+
+def _reads_late(device: torch.device) -> bool:
+    """Whether a step's figures are read after the next one was launched."""
+    return device.type == "cuda"
+
+
+def _sent(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """Figures on their way to the host, and what tells that they are there.
+
+    Copied when they are read, they would come behind all that was launched meanwhile: the whole next step.
+    """
+    if values.device.type != "cuda":
+        return values, None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    return host, torch.cuda.current_stream(values.device).record_event()
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -68,7 +68,7 @@ def _by_source(batch: Batch, each: Tensor) -> dict[str, Tensor]:
         return {}
     number_of = np.asarray([names.index(name) if name in names else 0 for name in batch.row_sources], np.int64)
     rows = np.nonzero(batch.labels != IGNORED)[0]
-    places = torch.from_numpy(number_of[rows]).to(each.device, non_blocking=True)
+    places = attention.put(number_of[rows], each.device)
     sums = torch.zeros(len(names), device=each.device).index_add(0, places, each)
     return {f"loss/{name}": value for name, value in zip(names, sums.unbind(), strict=True)}
 

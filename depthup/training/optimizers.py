@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
 from ..errors import TrainingError
@@ -117,9 +118,16 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
             state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter, dtype=torch.float32) for _ in "12")
             if masters:
                 state["master"] = parameter.detach().float().clone()
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.bfloat16()
+        narrow(model)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, but moments and masters stay float32: torch would cast them to the type of the weights."""
+        super().load_state_dict(state_dict)
+        names = [name for group in state_dict["param_groups"] for name in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for name, parameter in zip(names, parameters, strict=True):
+            for key, value in state_dict["state"].get(name, {}).items():
+                self.state[parameter][key] = value.to(parameter.device)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -147,7 +155,10 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
                 maximize=False,
             )
             for parameter, weight, state in zip(params, weights, states, strict=True):
-                parameter.copy_(weight if "master" in state else round_stochastically(weight))
+                if "master" in state:
+                    parameter.copy_(weight)
+                else:
+                    _local(parameter).copy_(round_stochastically(_local(weight)))
 
     def _portions(self) -> Iterator[tuple[dict[str, Any], list[nn.Parameter]]]:
         """Parameters with gradients, some at a time: what an update casts to float32 must not be a whole model."""
@@ -162,6 +173,18 @@ class LowPrecisionAdamW(torch.optim.Optimizer):
                     portion = []
             if portion:
                 yield group, portion
+
+
+def narrow(model: nn.Module) -> None:
+    """Cast a model's parameters to bfloat16; buffers stay. Before it is sharded: shards cannot be cast in place."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.bfloat16:
+            parameter.data = parameter.data.bfloat16()
+
+
+def _local(values: Tensor) -> Tensor:
+    """This rank's shard of a sharded tensor; any other tensor itself."""
+    return values.to_local() if isinstance(values, DTensor) else values
 
 
 def round_stochastically(values: Tensor) -> Tensor:

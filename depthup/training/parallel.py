@@ -132,7 +132,7 @@ def lay_out(
     Args:
         model: On its device; with more than one rank, whole and alike on all of them.
         world: Where it runs.
-        mixed: Compute in bfloat16 from float32 shards, reduce gradients in float32 (with several ranks).
+        mixed: Compute in bfloat16 from float32 shards (with several ranks). Gradients are reduced in float32 always.
         recompute: Activations that the backward pass makes again: none, those that are cheap (all but matrix products
             and attention), or all inside each layer.
         compile: Compile each layer.
@@ -154,7 +154,7 @@ def lay_out(
             layer.compile()
     if world.mesh is None:
         return
-    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if mixed else MixedPrecisionPolicy()
+    policy = MixedPrecisionPolicy(torch.bfloat16 if mixed else None, torch.float32)
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=world.mesh, mp_policy=policy)
     fully_shard(model, mesh=world.mesh, mp_policy=policy)
@@ -163,6 +163,7 @@ def lay_out(
 _PRODUCTS = frozenset({
     "mm", "addmm", "bmm", "linear", "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention_for_cpu", "_flash_attention_forward",
+    "_varlen_attn",
 })  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from .optimizers import set_rates
 from .parallel import World, alone
 from .settings import TrainSettings
 
-_OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator")
+_OUT_OF_MEMORY = ("out of memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def train_step(
@@ -57,33 +58,35 @@ def train_step(
     of_source = {f"loss/{name}": count for name, count in batch.targets_by_source().items()}
     sums: dict[str, Tensor] = {"loss": torch.zeros((), device=world.device)}
     num_units = batch.num_units
-    try:
-        for micro_batch, weight in _share(batch, world, settings.micro_batch_rows):
+    for micro_batch, weight in _share(batch, world, settings.micro_batch_rows):
+        with _explained(settings, batch):
             measured = objective(model, micro_batch)
             loss = measured.loss * (weight / num_units)
             (loss * world.size).backward()  # FSDP takes the mean over ranks
-            for name, value in {"loss": loss.detach(), **measured.sums}.items():
-                factor = 1.0 if name == "loss" else weight / of_source.get(name, num_units)
-                sums[name] = sums.get(name, 0.0) + value.detach() * factor
-    except RuntimeError as error:
-        if any(sign in str(error) for sign in _OUT_OF_MEMORY):
-            raise out_of_memory(settings, batch) from error
-        raise
+        for name, value in {"loss": loss.detach(), **measured.sums}.items():
+            factor = 1.0 if name == "loss" else weight / of_source.get(name, num_units)
+            sums[name] = sums.get(name, 0.0) + value.detach() * factor
     if not of_source.keys().isdisjoint(sums):  # as many figures on every rank, whichever sources its rows have
         sums = {name: torch.zeros((), device=world.device) for name in of_source} | sums
     names = sorted(sums)
     values = dict(zip(names, world.sum(torch.stack([sums[name].float() for name in names])), strict=True))
-    norm: Any = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+    with _explained(settings, batch):
+        norm: Any = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
     values["grad_norm"] = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     skip = guard.judge(values["loss"], values["grad_norm"]) if guard else torch.zeros((), device=world.device)
-    _update(optimizer, skip, world)
+    with _explained(settings, batch):  # the first update makes the moments
+        _update(optimizer, skip, world, (settings.seed, step))
     optimizer.zero_grad()
     return {**values, "skipped": skip}
 
 
-def _update(optimizer: torch.optim.Optimizer, skip: Tensor, world: World) -> None:
-    """Step unless ``skip`` is 1. On one device the fused kernel reads it; sharded, ranks agree on it by the host."""
+def _update(optimizer: torch.optim.Optimizer, skip: Tensor, world: World, seed: tuple[int, int]) -> None:
+    """Step unless ``skip`` is 1. On one device the fused kernel reads it; sharded, ranks agree on it by the host.
+
+    Copies of one shard draw the same random numbers for its rounding, or they would drift apart.
+    """
     if world.mesh is not None:
+        torch.manual_seed(hash((*seed, world.mesh.get_local_rank("shard"))))
         if not skip.item():
             optimizer.step()
         return
@@ -106,6 +109,17 @@ def _share(batch: Batch, world: World, micro_batch_rows: int) -> Iterator[tuple[
         elif world.size > 1:
             first = next(row for row in range(batch.num_rows) if batch.rows(row, row + 1).num_units)
             yield batch.rows(first, first + 1), 0.0
+
+
+@contextlib.contextmanager
+def _explained(settings: TrainSettings, batch: Batch) -> Iterator[None]:
+    """Turn a device's message that its memory is full into what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(sign in str(error) for sign in _OUT_OF_MEMORY):
+            raise out_of_memory(settings, batch) from error
+        raise
 
 
 def out_of_memory(settings: TrainSettings, batch: Batch) -> TrainingError:

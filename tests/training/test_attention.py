@@ -204,7 +204,7 @@ def test_no_mask_is_made_and_no_position_is_looked_at(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(("precision", "chosen"), [("mixed", "sdpa"), ("float32", NAME)])
 def test_attention_is_tried_again_in_the_type_that_is_trained(
-    precision: str, chosen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    precision: str, chosen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A kernel that is wrong in bfloat16 alone, as one of a GPU may be, is found out after the weights are cast."""
     right = attention.by_document
@@ -218,6 +218,7 @@ def test_attention_is_tried_again_in_the_type_that_is_trained(
     settings = replace(SETTINGS, schedule=Schedule("constant", 1), precision=precision)
     train(model, make_rows(), causal_lm, settings, tmp_path, progress=False)
     assert attention.implementation(model) == chosen
+    assert ("dense masks are used" in capsys.readouterr().out) == (chosen == "sdpa")
 
 
 def test_dropout_of_attention_is_refused() -> None:

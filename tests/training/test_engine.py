@@ -172,6 +172,10 @@ def test_a_full_memory_tells_what_to_change_and_by_how_much() -> None:
     with pytest.raises(TrainingError, match=r"micro_batch_rows: 4 \(now 8") as told:
         train_step(model, optimizer_of(model), objective, make_rows().batch_of_step(0, 8, 0), SETTINGS, 0)
     assert "recompute: selective" in str(told.value)
+    optimizer = optimizer_of(model)
+    optimizer.register_step_pre_hook(lambda *_: objective(model, make_rows().batch_of_step(0, 8, 0)))
+    with pytest.raises(TrainingError, match="micro_batch_rows: 4"):  # where moments are made
+        train_step(model, optimizer, causal_lm, make_rows().batch_of_step(0, 8, 0), SETTINGS, 0)
 
 
 # -- ranks -------------------------------------------------------------------------------------------------------------
